@@ -18,11 +18,12 @@ from cirloop.config.run import RunConfig, from_json, save
 from cirloop.evaluation.significance import compare_iterations
 from cirloop.loop import RESULTS, iterate
 from cirloop.monitoring import events, preemption
-from cirloop.monitoring.console import metric_rows, table, title_prefix
+from cirloop.monitoring.console import gain_words, metric_rows, table, title_prefix
 from cirloop.monitoring.run_log import RunLog
 from cirloop.monitoring.trackers import DIRECTORY as TRACKED
 from cirloop.monitoring.trackers import tracking
 from cirloop.report import builder
+from cirloop.report import page as page_file
 from cirloop.report.run_monitor import RunMonitor
 from cirloop.stages.context import CONFIG, RunContext
 from cirloop.stages.preflight import check
@@ -144,12 +145,18 @@ def run(config: RunConfig) -> list[dict[str, Any]]:
         _print_accounts(current.store)
         current.costs.show()
         log_notices(config)
-        logger.info(
-            "finished in %.0f s; results in %s",
-            time.monotonic() - began,
-            current.store.directory / RESULTS,
-        )
+        _log_end(config, results, time.monotonic() - began)
     return results
+
+
+def _log_end(config: RunConfig, results: Sequence[dict[str, Any]], seconds: float) -> None:
+    """Log what was gained, and where the results are, the report last."""
+    gain = gain_words(results)
+    if gain:
+        logger.info("%s", gain)
+    page = config.directory / page_file.FILE
+    report = f"; open {page}" if config.runtime.report and page.exists() else ""
+    logger.info("finished in %.0f s; results in %s%s", seconds, config.directory / RESULTS, report)
 
 
 def log_notices(config: RunConfig) -> None:

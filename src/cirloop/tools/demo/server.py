@@ -83,8 +83,8 @@ def _check(address: Address) -> None:
         except OSError as error:
             port = "" if address.port is None else f" --port {address.port}"
             raise UserError(
-                f"--host {address.host}{port} cannot be listened on ({error.strerror}). Give an IPv4"
-                " address or a name of this machine, and a port that is free."
+                f"--host {address.host}{port} cannot be listened on ({error.strerror}). Give an"
+                " IPv4 address or a name of this machine, and a port that is free."
             ) from None
 
 
