@@ -18,7 +18,13 @@ from cirloop.config.run import RunConfig, from_json, save
 from cirloop.evaluation.significance import compare_iterations
 from cirloop.loop import RESULTS, iterate
 from cirloop.monitoring import events, preemption
-from cirloop.monitoring.console import gain_words, metric_rows, table, title_prefix
+from cirloop.monitoring.console import (
+    ERROR_WORDS,
+    gain_words,
+    metric_rows,
+    table,
+    title_prefix,
+)
 from cirloop.monitoring.run_log import RunLog
 from cirloop.monitoring.trackers import DIRECTORY as TRACKED
 from cirloop.monitoring.trackers import tracking
@@ -183,8 +189,7 @@ def _iterate_monitored(current: RunContext) -> list[dict[str, Any]]:
         return results
 
 
-ERRORS = ("wrong in both", "newly wrong", "mended")
-NO_ERRORS = dict.fromkeys(ERRORS, "")
+NO_ERRORS = dict.fromkeys(ERROR_WORDS, "")
 """Of a benchmark without targets."""
 
 
@@ -241,7 +246,7 @@ def print_results(results: Sequence[dict[str, Any]], protocol: EvalProtocol) -> 
             " randomisation test, corrected for the number of rows (Holm); queries whose first"
             " image is wrong in both, newly, or no longer"
         )
-        table(title, ("iterations", "difference", "p", *ERRORS), rows)
+        table(title, ("iterations", "difference", "p", *ERROR_WORDS.values()), rows)
 
 
 def _fraction(part: int, total: int) -> str:

@@ -23,6 +23,8 @@ from cirloop.monitoring.live import console
 T = TypeVar("T")
 logger = logging.getLogger("cirloop")
 LINE_EVERY = 15.0
+ERROR_WORDS = {"persistent": "wrong in both", "new": "newly wrong", "mended": "mended"}
+"""What the errors are called that a comparison of two iterations counts."""
 _numbers = itertools.count()
 _title_prefix: ContextVar[str] = ContextVar("mark", default="")
 
