@@ -276,7 +276,7 @@ def test_a_page_without_a_run(browser: Any, tmp_path: Path, opened: Callable[...
         Image.new("RGB", (84, 84), color).save(photos / f"{color}.png")
     flags = ("--model", "tiny", "--images", photos, "--host", "0.0.0.0")
     for url in started(tmp_path / "out.txt", *flags):
-        page = opened(url.replace("0.0.0.0", "127.0.0.1"))
+        page = opened(url.replace("localhost", "127.0.0.1"))
         expect(page.locator("body")).to_contain_text("drawn shapes only")
         expect(page.locator("h1")).to_have_text("Search photos")
         ask(page, "green", "blue.png")

@@ -17,7 +17,7 @@ FORM = 1 << 20
 
 
 class Limits:
-    """Middleware that refuses requests with a body (POST) before any of it is read."""
+    """Middleware that refuses requests with a body (POST) before any of it is kept."""
 
     def __init__(self, app: ASGIApp, max_upload_mb: int, max_requests: int) -> None:
         self._app = app
@@ -31,6 +31,7 @@ class Limits:
             return
         refused = self._refusal(Headers(scope=scope))
         if refused is not None:
+            await self._discard(receive)
             await refused(scope, receive, send)
             return
         self._num += 1
@@ -63,10 +64,21 @@ class Limits:
             message = await receive()
             num_bytes += len(message.get("body", b""))
             if num_bytes > self._max_bytes:
+                if message.get("more_body"):
+                    await self._discard(receive)
                 raise HTTPException(TOO_LARGE, self._too_large)
             return message
 
         return counted
+
+    async def _discard(self, receive: Receive) -> None:
+        """Read the rest of a body that is not too long, so that its sender gets to the answer."""
+        num_bytes = 0
+        while num_bytes <= self._max_bytes:
+            message = await receive()
+            if not message.get("more_body"):
+                return
+            num_bytes += len(message.get("body", b""))
 
     @property
     def _max_bytes(self) -> int:
