@@ -39,11 +39,11 @@ def terminate() -> None:
 
 @contextmanager
 def terminated_at(line: str) -> Iterator[None]:
-    """This process gets SIGTERM when the program logs a line that starts so."""
+    """This process gets SIGTERM when the program logs a line that holds `line`."""
 
     class Watch(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            if record.getMessage().startswith(line):
+            if line in record.getMessage():
                 terminate()
 
     handler, logger = Watch(), logging.getLogger("cirloop")

@@ -66,8 +66,6 @@ class Costs:
     @contextmanager
     def stage(self, name: str, profile: bool) -> Iterator[None]:
         """Meter a stage. With `profile` some batches are traced, and operations counted."""
-        # On a terminal the view at the bottom says that.
-        logger.info("%s: start (%s)", stage_words(name), name, extra={"bar": True})
         rows = self.read()
         attempt = 1 + sum(row["stage"] == name for row in rows)
         row: dict[str, Any] = {"stage": name, "attempt": attempt, "finished": False}
@@ -100,6 +98,11 @@ class Costs:
         if kinds:
             shown = [[kind, *_summed(rows)] for kind, rows in kinds.items()]
             table(f"Cost of all rounds; by stage in {self._path}", ("stage", *SUMMED), shown)
+
+
+def log_start(name: str) -> None:
+    """Log that a stage begins; on a terminal the view at the bottom says so."""
+    logger.info("%s: start (%s)", stage_words(name), name, extra={"bar": True})
 
 
 def _summed(rows: Sequence[Mapping[str, Any]]) -> list[str]:
