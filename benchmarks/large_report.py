@@ -182,6 +182,7 @@ class Made:
                 "target_first": 0,
                 "queries_mined": self.queries,
                 "left_out": {},
+                "filters": [{"filter": "near_duplicate", "seen": 9, "dropped": 2}],
                 "negatives": len(rows),
                 "similarity": {"positive": even, "negative": even},
             }

@@ -24,7 +24,9 @@ from PIL import Image
 
 from cirloop.cli import entry
 from cirloop.data.shapes.splits import build_splits
-from cirloop.tools.demo.page import HOST, build_page, launch
+from cirloop.tools.demo.api import build_api
+from cirloop.tools.demo.page import build_page
+from cirloop.tools.demo.server import HOST, Address, served
 from cirloop.tools.search.config import SearchOptions
 from cirloop.tools.search.engine import Engine
 
@@ -53,10 +55,14 @@ def timed(name: str, asked: list[tuple[str, str]], search: Callable[[str, str], 
 
 def by_http(engine: Engine, label: str, asked: list[tuple[str, str]], k: int) -> None:
     """The page's API, its server in a thread of this process."""
+    page = build_page(engine, label, k)
+    with served(page, build_api(engine, label, k), Address()) as url:
+        _by_http(url, page.server_port, label, asked, k)
+
+
+def _by_http(url: str, port: int, label: str, asked: list[tuple[str, str]], k: int) -> None:
     from gradio_client import Client
 
-    page = build_page(engine, label, k)
-    url = launch(page)
     client = Client(url, verbose=False, analytics_enabled=False)
     timed(
         "page, gradio_client",
@@ -65,7 +71,7 @@ def by_http(engine: Engine, label: str, asked: list[tuple[str, str]], k: int) ->
     )
     client.close()
     # As a browser: one connection, kept open.
-    kept = http.client.HTTPConnection(HOST, page.server_port)
+    kept = http.client.HTTPConnection(HOST, port)
 
     def post(image: str, text: str) -> None:
         said = json.dumps({"data": [image, text, label, k]})
@@ -75,7 +81,6 @@ def by_http(engine: Engine, label: str, asked: list[tuple[str, str]], k: int) ->
 
     timed("page, by POST", asked, post)
     kept.close()
-    page.close()
 
 
 def main() -> None:

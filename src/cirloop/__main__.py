@@ -17,7 +17,10 @@ COMMANDS = {
     "train": ("cirloop.cli.train", "mine, caption, train and evaluate, round by round"),
     "eval": ("cirloop.cli.evaluate", "evaluate iterations of a run, or score a file of rankings"),
     "mine": ("cirloop.tools.add_negatives.__main__", "hard negatives for samples, or from vectors"),
-    "search": ("cirloop.tools.search.__main__", "search a folder of images with a run's model"),
+    "search": (
+        "cirloop.tools.search.__main__",
+        "search a folder of images with a run's model or another",
+    ),
     "demo": ("cirloop.tools.demo.__main__", "the same as a page in a browser"),
     "export": (
         "cirloop.tools.export.__main__",

@@ -21,15 +21,6 @@ if TYPE_CHECKING:
     from cirloop.stages.context import RunContext
 
 RESULTS = "evaluation_results.json"
-STAGES = {
-    "evaluation": "evaluation",
-    "checkpoint": "training",
-    "hard_negatives": "mining",
-    "augmented_samples": "captions",
-    "ranked_negatives": "ranking",
-    "accounting": "accounting",
-}
-"""Kinds of artifacts, and the stages that make them."""
 
 
 def expected_artifacts(config: RunConfig, accounts: bool) -> list[str]:

@@ -22,7 +22,7 @@ from tests.commands import ROOT, command
 pytestmark = pytest.mark.full
 ONE = "shapes:val:00003"
 TEXT = "the red square is now blue"
-SHOWN = re.compile(r"the page is at (http://127\.0\.0\.1:\d+)")
+SHOWN = re.compile(r"the page is at (http://[\w.]+:\d+)")
 ID = "Id of an image of the gallery"
 CAPTION = re.compile(r"(\d+): (-?[\d.]+), (.*?)(, right)?")
 
@@ -57,6 +57,7 @@ def started(log: Path, *flags: object) -> Iterator[str]:
         rest = server.stderr.read()
         assert server.wait(20) == 0
         assert "Traceback" not in said + rest, said + rest
+        assert ("no password" in said) == ("--host" in flags)
         assert [*log.parent.glob("cirloop-demo-*")] == []  # uploads and thumbnails
 
 
@@ -119,21 +120,69 @@ def test_a_query_returns_what_the_command_returns(page: Page, finished: Path) ->
     assert serious(page) == []
 
 
-def test_a_result_becomes_the_reference_by_the_keyboard(page: Page) -> None:
+def test_a_result_becomes_the_reference_by_the_keyboard(page: Page, finished: Path) -> None:
     ask(page, TEXT, ONE)
     second = results(page, "Iteration 1")[1][0]
     page.get_by_role("button", name="Thumbnail 2 of 10").press("Enter")
     expect(page.get_by_label(ID)).to_have_value(second)
     expect(block(page, "Reference").locator(".caption-label")).to_have_text(second)
-    page.get_by_label(ID).press("Enter")
-    expect(block(page, "Iteration 1")).not_to_contain_text(second)
-    for _ in range(3):  # past the upload and the gallery, to the text
+    expect(block(page, "Iteration 1")).not_to_contain_text(second)  # searched at once
+    found = results(page, "Iteration 1")
+    assert found == by_command(finished, "1", "--reference", second, "--text", TEXT)
+    page.get_by_label("What should be different").focus()
+    for _ in range(3):  # past the two buttons, to the iterations
         page.keyboard.press("Tab")
-    expect(page.get_by_label("What should be different")).to_be_focused()
-    page.keyboard.press("Tab")
     page.keyboard.press("Space")
     assert len(results(page, "Base model")) == 10
     expect(page.get_by_test_id("toast-body")).to_have_count(0)
+
+
+def test_back_undoes_clicks_one_by_one(page: Page, tmp_path: Path) -> None:
+    """An upload and words not yet searched for come back too; the radios stay."""
+    back = page.get_by_role("button", name="Back")
+    expect(back).to_be_disabled()
+    Image.new("RGB", (120, 90), "red").save(tmp_path / "my photo.png")
+    page.locator("input[type=file]").set_input_files(tmp_path / "my photo.png")
+    expect(block(page, "Reference").locator(".caption-label")).to_have_text("my photo.png")
+    ask(page, TEXT)
+    of_upload = results(page, "Iteration 1")
+    page.get_by_label("What should be different").fill("make it red")
+    names = []
+    for number in (2, 3):
+        before = captions(page, "Iteration 1")
+        names.append(CAPTION.fullmatch(before[number - 1])[3])  # type: ignore[index]
+        page.get_by_role("button", name=f"Thumbnail {number} of 10").click()
+        expect(page.get_by_label(ID)).to_have_value(names[-1])
+        expect(block(page, "Iteration 1")).not_to_contain_text(names[-1])
+    back.click()
+    expect(page.get_by_label(ID)).to_have_value(names[0])
+    assert captions(page, "Iteration 1") == before
+    back.click()
+    expect(page.get_by_label(ID)).to_have_value("")
+    expect(block(page, "Reference").locator(".caption-label")).to_have_text("my photo.png")
+    expect(page.get_by_text("my photo", exact=False).first).to_be_visible()
+    expect(page.get_by_label("What should be different")).to_have_value("make it red")
+    expect(block(page, "Iteration 1").locator(".caption-label").first).to_contain_text(
+        of_upload[0][0]
+    )
+    assert results(page, "Iteration 1") == of_upload
+    expect(back).to_be_disabled()
+    page.get_by_label("What should be different").press("Enter")  # the upload is there to search
+    expect(page.get_by_test_id("toast-body")).to_have_count(0)
+
+
+def test_a_result_is_enlarged_over_the_page(page: Page) -> None:
+    ask(page, TEXT, ONE)
+    second = results(page, "Iteration 1")[1][0]
+    page.get_by_label("enlarges it").check()
+    page.get_by_role("button", name="Thumbnail 2 of 10").click()
+    enlarged = block(page, "Enlarged")
+    expect(enlarged.locator(".caption-label")).to_have_text(second)
+    assert serious(page) == []
+    page.get_by_role("button", name="Close").click()
+    expect(enlarged).to_have_count(0)
+    expect(page.get_by_label(ID)).to_have_value(ONE)
+    expect(page.get_by_role("button", name="Back")).to_be_disabled()
 
 
 def test_an_example_marks_the_right_image(page: Page, engine: Any) -> None:
@@ -155,11 +204,11 @@ def test_uploads_good_and_bad(page: Page, finished: Path, tmp_path: Path) -> Non
     page.get_by_label(ID).fill(ONE)
     page.locator("input[type=file]").set_input_files(rubbish)
     expect(page.get_by_test_id("toast-text")).to_have_text(
-        "the upload is not an image of a known kind. Give another image."
+        "rubbish.png is not an image of a known kind. Give another image."
     )
     page.get_by_role("button", name="Clear").last.click()
     page.locator("input[type=file]").set_input_files(good)
-    expect(block(page, "Reference").locator(".caption-label")).to_have_text("the upload")
+    expect(block(page, "Reference").locator(".caption-label")).to_have_text("good.png")
     expect(page.get_by_label(ID)).to_have_value("")
     ask(page, TEXT)
     assert results(page, "Iteration 1") == by_command(
@@ -199,14 +248,41 @@ def test_the_gallery_is_paged(page: Page) -> None:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_fits_a_phone(scheme: Any, opened: Callable[..., Page], url: str) -> None:
     phone = opened(url, viewport={"width": 390, "height": 844}, color_scheme=scheme)
+    boxes = [phone.get_by_label("What should be different"), phone.get_by_label(ID)]
+    text, image = (box.bounding_box()["y"] for box in boxes)  # type: ignore[index]
+    assert text < image and text < 844
     ask(phone, TEXT, ONE)
-    assert len(results(phone, "Iteration 1")) == 10
+    found = results(phone, "Iteration 1")
+    assert len(found) == 10 and phone.evaluate("scrollY") == 0
+    last = phone.get_by_role("button", name="Thumbnail 9 of 10")
+    last.scroll_into_view_if_needed()
+    before = phone.evaluate("scrollY")
+    last.click()
+    expect(phone.get_by_label(ID)).to_have_value(found[8][0])
+    expect(block(phone, "Iteration 1")).not_to_contain_text(found[8][0])
+    assert before > 0 and phone.evaluate("scrollY") == before
     assert phone.evaluate("document.documentElement.scrollWidth <= innerWidth")
     assert phone.evaluate(
         """[...document.querySelectorAll('.caption-label, .grid-wrap')].every(each =>
             each.scrollWidth <= each.clientWidth && each.scrollHeight <= each.clientHeight)"""
     )  # captions and results are there whole
     assert serious(phone) == []
+
+
+def test_a_page_without_a_run(browser: Any, tmp_path: Path, opened: Callable[..., Page]) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for color in ("red", "green", "blue"):
+        Image.new("RGB", (84, 84), color).save(photos / f"{color}.png")
+    flags = ("--model", "tiny", "--images", photos, "--host", "0.0.0.0")
+    for url in started(tmp_path / "out.txt", *flags):
+        page = opened(url.replace("localhost", "127.0.0.1"))
+        expect(page.locator("body")).to_contain_text("drawn shapes only")
+        expect(page.locator("h1")).to_have_text("Search photos")
+        ask(page, "green", "blue.png")
+        assert {image for image, _, _ in results(page, "Base model")} == {"red.png", "green.png"}
+        expect(page.get_by_text("Beside it")).to_have_count(0)
+        assert serious(page) == []
 
 
 NAME = "<img src=x onerror=alert(1)>\x1b'\".png"

@@ -121,3 +121,28 @@ def test_what_is_folded_is_printed(planted: Path, opened: Opened) -> None:
     page.emulate_media(media="print")
     assert hidden.is_visible()
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+
+
+def test_thumbnails_are_enlarged_one_at_a_time_without_a_script(
+    planted: Path, opened: Opened
+) -> None:
+    page = opened(planted.as_uri(), viewport={"width": 390, "height": 844})
+    images = page.locator("details.examples[open] details.zoom img")
+    small = images.first.bounding_box()
+    images.first.click()
+    large = images.first.bounding_box()
+    assert small and large and large["width"] > 2.5 * small["width"]
+    assert large["x"] >= 0 and large["x"] + large["width"] <= 390
+    assert serious(page) == []
+    page.mouse.click(5, 5)  # beside it
+    closed = images.first.bounding_box()
+    assert closed and closed["width"] == small["width"]
+    page.locator("details.examples[open] details.zoom summary").nth(1).press("Enter")
+    assert page.locator("details.zoom[open]").count() == 1
+
+
+def test_a_wide_table_shows_that_it_scrolls(planted: Path, opened: Opened) -> None:
+    page = opened(planted.as_uri(), viewport={"width": 390, "height": 844})
+    wide = page.locator("#recalls .tables .scroll").first
+    assert wide.evaluate("each => each.scrollWidth > each.clientWidth")
+    assert "radial-gradient" in wide.evaluate("each => getComputedStyle(each).backgroundImage")

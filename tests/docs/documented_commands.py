@@ -384,6 +384,18 @@ ROWS = (
         after=(SHOP,),
         says="score",
     ),
+    Row(
+        f'{PYTHON} -m cirloop.search --model NAME --images FOLDER --text "in red"',
+        swaps={"NAME": "tiny", "FOLDER": "shop/images"},
+        after=(SHOP_DATA,),
+        says="score",
+    ),
+    Row(
+        f"{PYTHON} -m cirloop.demo --model NAME --images FOLDER",
+        swaps={"NAME": "tiny", "FOLDER": "shop/images"},
+        after=(SHOP_DATA,),
+        until="the page is at",
+    ),
     Row(f"{DEMO} RUN", "", ON_SHOP_ALONE, after=(SHOP,), until="the page is at"),
     Row(
         f"{DEMO} RUN --gallery FOLDER --port 8000",
@@ -460,6 +472,15 @@ ROWS = (
         f"{RUN} --num_iterations 10 --early_stopping 2 --experiment_dir experiments/patient",
         f"{SHAPES} {SHORT} --dry_run",
         says="fewer after 2",
+    ),
+    Row(
+        f'{PYTHON} -m cirloop.search --model tiny --images photos --text "a red circle"',
+        says="score",
+    ),
+    Row(
+        f"{PYTHON} -m cirloop.demo --model Qwen/Qwen2-VL-2B-Instruct --images photos",
+        swaps={"Qwen/Qwen2-VL-2B-Instruct": "tiny"},
+        until="the page is at",
     ),
     Row("python of docs/search.md", not_here="tests/browser/test_demo.py runs it, on its own page"),
     Row(

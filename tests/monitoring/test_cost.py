@@ -160,7 +160,7 @@ def test_a_stage_that_failed_stays_as_an_attempt(
     rows = Costs(tmp_path).read()
     attempts = [(row["attempt"], row["finished"], row["items"]) for row in rows]
     assert attempts == [(1, False, 3), (2, True, 3)]
-    assert "a.json cost: " in caplog.text and "3 embedded" in caplog.text
+    assert "a.json: done in " in caplog.text and "3 embedded" in caplog.text
 
 
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:

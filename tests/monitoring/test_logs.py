@@ -44,7 +44,7 @@ def test_each_attempt_has_a_log_of_all_that_was_said(
     logs = config.directory / "logs"
     command("train_iterative.py", *flags, "--dry_run")
     assert not logs.exists()
-    with terminated_at("checkpoint_iter_0: start"):
+    with terminated_at("start (checkpoint_iter_0)"):
         first = command("train_iterative.py", *flags)
     assert first.returncode == preemption.EXIT_PREEMPTED
     refused = command("train_iterative.py", *flags)

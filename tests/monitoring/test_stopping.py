@@ -39,11 +39,11 @@ def terminate() -> None:
 
 @contextmanager
 def terminated_at(line: str) -> Iterator[None]:
-    """This process gets SIGTERM when the program logs a line that starts so."""
+    """This process gets SIGTERM when the program logs a line that holds `line`."""
 
     class Watch(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            if record.getMessage().startswith(line):
+            if line in record.getMessage():
                 terminate()
 
     handler, logger = Watch(), logging.getLogger("cirloop")
@@ -139,7 +139,7 @@ def test_stopped_in_every_stage_it_goes_on_to_the_same_bytes(
         "evaluation_iter_1.json",
     ):
         with (
-            terminated_at(f"{stage}: start")
+            terminated_at(f"start ({stage})")
             if stage
             else terminated_when(lambda: any(steps.glob("step_*")))
         ):
@@ -193,7 +193,7 @@ def test_the_shell_script_passes_the_signal_and_the_code_on(small: Any, tmp_path
     config = small(tmp_path / "run", **WARM_UP)
     words = [str(ROOT / "run_iterative_training.sh"), *settings(tmp_path, config)]
     ours = environment(PYTHON=sys.executable)
-    process = started(words, "checkpoint_iter_0: start", tmp_path / "log", env=ours)
+    process = started(words, "start (checkpoint_iter_0)", tmp_path / "log", env=ours)
     process.terminate()
     assert process.wait(LONG) == 75
     assert "of 2000 steps are done and kept" in (tmp_path / "log").read_text()
@@ -243,7 +243,7 @@ def test_two_processes_that_embed_end_at_once(small: Any, tmp_path: Path) -> Non
     data = {"type": "shapes", "train_families": 6, "train_triplets": 48, "eval_families": 60}
     runtime = {"num_processes": 2, "embed_batch_size": 4}
     config = small(tmp_path / "run", num_iterations=0, data=data, runtime=runtime)
-    process = training(tmp_path, config, "evaluation_base.json: start")
+    process = training(tmp_path, config, "start (evaluation_base.json)")
     there: list[int] = []
     while not there:
         children = processes(process.pid)

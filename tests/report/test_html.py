@@ -4,6 +4,7 @@ or planted."""
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections import Counter
 from importlib import import_module
@@ -22,7 +23,10 @@ from cirloop.artifacts.atomic import write_json
 from cirloop.artifacts.store import file_digests
 from cirloop.config.run import RunConfig
 from cirloop.config.run_dir import run_directory
-from cirloop.report import query_changes, report_data
+from cirloop.data.known_positives import SAID_RIGHT
+from cirloop.monitoring.console import gain_words
+from cirloop.monitoring.stage_names import stage_words
+from cirloop.report import legend, query_changes, report_data
 from cirloop.report.builder import rebuild, write_report
 from cirloop.report.charts import Table, draw, name_ticks
 from cirloop.report.metrics_section import plot_metrics
@@ -169,7 +173,9 @@ def test_mining_captions_sets_loss_and_costs_are_those_of_the_artifacts(finished
         ["1", "texts of iteration 1", str(drawn["1"]["triplets"])],
     ]
     stages = [row[0] for row in page.tables["Cost of each attempt at a stage"][1:]]
-    assert stages == [row["stage"] for row in content(finished / "costs.json")["stages"]]
+    assert stages == [
+        stage_words(row["stage"]) for row in content(finished / "costs.json")["stages"]
+    ]
 
 
 def _data(config: RunConfig) -> Any:
@@ -285,6 +291,71 @@ def test_images_stop_at_the_limit(whole: RunConfig, monkeypatch: pytest.MonkeyPa
     sizes = sum(len(value) for name, value in page.attributes if name == "src")
     assert 30_000 <= sizes < 30_000 + 20_000 and page.text.count("left out") > 50
     assert f"Images: {page.tags['img']} of " in page.text
+
+
+def test_more_examples_by_choice(whole: RunConfig) -> None:
+    """A number given for a rebuilt report wins over the run's own."""
+
+    def cards(num: int | None) -> int:
+        runtime = whole.runtime.model_copy(update={"report_examples": num})
+        return page_of(whole.model_copy(update={"runtime": runtime})).tags["article"]
+
+    assert cards(1) < cards(None) < cards(12)
+
+
+def test_without_a_right_image_in_either_ranks_decide() -> None:
+    def evaluation(values: list[float], ranks: list[float]) -> Any:
+        return SimpleNamespace(values_Q=np.array(values, np.float32), ranks_Q=np.array(ranks))
+
+    before = evaluation([0, 0, 0], [9, 5, 4])
+    assert query_changes._changed((before, evaluation([0, 0, 0], [3, 7, 4]))) == ([0], [1], [2])
+    assert query_changes._changed((before, evaluation([0, 1, 0], [3, 1, 9]))) == ([1], [], [0, 2])
+
+
+def test_every_reason_kind_and_filter_has_its_meaning_in_the_legend() -> None:
+    from typing import get_args
+
+    from cirloop.captioning import pipeline
+    from cirloop.negatives.filters import FilterConfig
+    from cirloop.stages.exclusions import EXCLUSION_KINDS
+
+    source = Path(pipeline.__file__).read_text("utf-8")
+    named = [pipeline.UNPARSEABLE, pipeline.CUT_OFF, pipeline.SET_PHRASE, *SAID_RIGHT]
+    assert {*named, "declined", "too short", "too long", "not verified", "round trip"} == {
+        *legend.REASONS
+    }
+    written = set(re.findall(r'(?:return|reason =) "([^"]+)"', source))
+    assert written and written <= {*legend.REASONS}
+    assert {*EXCLUSION_KINDS} == {*legend.LEFT_OUT}
+    filters = get_args(get_args(FilterConfig)[0])
+    assert {each.model_fields["type"].default for each in filters} == {*legend.FILTERS}
+
+
+def test_the_page_has_the_words_that_its_run_used(whole: RunConfig) -> None:
+    page = page_of(whole)
+    assert page.tables["Mined images that filters dropped"][1][1:] == ["near_duplicate", "9", "2"]
+    text = " ".join(page.text.split())
+    assert legend.FILTERS["near_duplicate"] in text and legend.FILTERS["verify"] not in text
+    assert legend.REASONS["declined"] in text and legend.REASONS["duplicate"] not in text
+
+
+def test_automatic_settings_say_what_was_used(finished: Path) -> None:
+    page = read((finished / "report.html").read_text("utf-8"))
+    rows = dict(tuple(row[:2]) for row in page.tables["training"][1:])
+    assert rows["finetuning"] == "automatic: lora"
+    captioning = dict(tuple(row[:2]) for row in page.tables["captioning"][1:])
+    assert captioning["rewrite_prompt"] == "automatic: rewrite-2"
+
+
+def test_a_gain_is_said_of_the_best_iteration() -> None:
+    def result(label: str, value: float) -> dict[str, Any]:
+        metrics = {"recall@1": value}
+        return {"iteration": label, "metrics": metrics, "compared_on": "recall@1", "split": "val"}
+
+    rows = [result("base", 0.285), result("0", 0.4), result("1", 0.531), result("2", 0.5)]
+    assert gain_words(rows) == "recall@1 53.1: +24.6 over base, val, iteration 1"
+    assert gain_words(rows[1:3]) == "recall@1 53.1: +13.1 over iteration 0, val, iteration 1"
+    assert gain_words(rows[:1]) == ""
 
 
 def test_long_texts_are_cut() -> None:

@@ -30,6 +30,7 @@ from cirloop.monitoring import events
 from cirloop.monitoring.console import progress
 from cirloop.monitoring.costs import Costs
 from cirloop.monitoring.live import LiveDisplay, RunHeader
+from cirloop.monitoring.stage_names import stage_words
 from cirloop.report.run_monitor import RunMonitor
 from tests.commands import ROOT, environment
 from tests.distributed.test_many import are_gone, processes
@@ -237,6 +238,21 @@ def test_the_plan_is_what_a_run_makes(finished: Path) -> None:
     assert {*planned} == {*made}
     rows = json.loads((finished / "costs.json").read_text())["stages"]
     assert planned == [row["stage"] for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("artifact", "words"),
+    [
+        ("evaluation_base.json", "base model, evaluation"),
+        ("checkpoint_iter_0", "warm-up, training"),
+        ("hard_negatives_iter_0.json", "iteration 1, mining"),
+        ("augmented_samples_iter_1.json", "iteration 1, captions"),
+        ("checkpoint_iter_12", "iteration 12, training"),
+        ("something.json", "something.json"),
+    ],
+)
+def test_stages_have_names_in_words(artifact: str, words: str) -> None:
+    assert stage_words(artifact) == words
 
 
 def test_the_time_left_is_that_of_stages_of_the_same_kind(small: Any, tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def searched(
 def index_of(finished: Path, folder: Path, label: str = "1") -> tuple[Engine, Path]:
     engine = Engine(SearchOptions(experiment_dir=finished, gallery=folder))
     fingerprint = engine.load(label)._backbone.fingerprint
-    return engine, Index(engine._config.cache / "search", fingerprint, engine.gallery.key).path
+    return engine, Index(engine.cache / "search", fingerprint, engine.gallery.key).path
 
 
 def test_it_is_updated_by_content(searched: Callable[..., list[int]], folder: Path) -> None:

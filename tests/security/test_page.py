@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+import secrets
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,9 @@ import httpx
 import pytest
 from PIL import Image
 
-from cirloop.tools.demo.page import HOST, about, build_page, launch
+from cirloop.tools.demo.api import build_api
+from cirloop.tools.demo.page import about, build_page
+from cirloop.tools.demo.server import HOST, Address, served
 from cirloop.types import UserError
 
 
@@ -23,9 +26,8 @@ from cirloop.types import UserError
 def url(engine: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("gradio")))
-        page = build_page(engine, "1", 10)
-        yield launch(page)
-        page.close()
+        with served(build_page(engine, "1", 10), build_api(engine, "1", 10), Address()) as at:
+            yield at
 
 
 @pytest.fixture
@@ -49,10 +51,10 @@ def test_the_api_answers_as_the_engine_does(client: httpx.Client, engine: Any) -
     assert [(r["image"], r["rank"]) for r in found] == [(hit.image, hit.rank) for hit in hits]
 
 
-def test_no_request_reads_a_file(client: httpx.Client, engine: Any, tmp_path: Path) -> None:
+def test_no_request_reads_a_file(client: httpx.Client, finished: Path, tmp_path: Path) -> None:
     secret = tmp_path / "secret.png"
     Image.new("RGB", (8, 8)).save(secret)
-    of_the_run = engine.directory / "config.json"
+    of_the_run = finished / "config.json"
     names = [
         secret,
         of_the_run,
@@ -73,32 +75,35 @@ def test_no_request_reads_a_file(client: httpx.Client, engine: Any, tmp_path: Pa
 
 
 def searched(client: httpx.Client, path: str) -> str:
-    """What the page's own search answers to a request that says it uploaded `path`."""
+    """What the page's own search answers to a request that says it uploaded `path`. Each is of a
+    session of its own: a stream that ends takes with it what comes next in its session."""
     config = client.get("/config").json()
     events = [each for each in config["dependencies"] if len(each["inputs"]) == 5]
+    session = secrets.token_hex(8)
     upload = {"path": path, "meta": {"_type": "gradio.FileData"}}
     data = {
         "data": ["", upload, "red", "1", "none"],
         "fn_index": events[0]["id"],
-        "session_hash": "x",
+        "session_hash": session,
     }
     assert client.post("/gradio_api/queue/join", json=data).status_code == 200
-    with client.stream("GET", "/gradio_api/queue/data?session_hash=x") as said:
+    with client.stream("GET", f"/gradio_api/queue/data?session_hash={session}") as said:
         return "".join(line for line in said.iter_lines() if "process_completed" in line)
 
 
 def test_a_path_that_the_page_did_not_take_is_no_upload(
-    client: httpx.Client, engine: Any, tmp_path: Path
+    client: httpx.Client, finished: Path, tmp_path: Path
 ) -> None:
     """The private events answer to requests too; Gradio refuses files that are not its own."""
     picture = tmp_path / "secret.png"
     Image.new("RGB", (8, 8)).save(picture)
-    sent = client.post("/gradio_api/upload", files={"files": picture.read_bytes()}).json()
+    file = ("a.png", picture.read_bytes())
+    sent = client.post("/gradio_api/upload", files={"files": file}).json()
     assert re.search(r'"success": ?true', searched(client, sent[0]))
     with socket.create_server((HOST, 0)) as elsewhere:
         elsewhere.settimeout(0.1)
         address = f"http://{HOST}:{elsewhere.getsockname()[1]}/x.png"
-        for path in (str(picture), str(engine.directory / "config.json"), address):
+        for path in (str(picture), str(finished / "config.json"), address):
             answer = searched(client, path)
             assert re.search(r'"success": ?false', answer) and "gradio_api/file" not in answer
         assert client.get(f"/gradio_api/file={address}").status_code >= 400
@@ -115,8 +120,10 @@ def test_it_listens_on_loopback_for_its_own_names_only(
         one.bind((HOST, 0))
         one.listen()
         port = one.getsockname()[1]
-        with pytest.raises(UserError, match=f"--port {port}"):
-            launch(build_page(engine, "1", 10), port)
+        page, api = build_page(engine, "1", 10), build_api(engine, "1", 10)
+        address = Address(port=port)
+        with pytest.raises(UserError, match=f"--port {port} cannot"), served(page, api, address):
+            pass
 
 
 def test_nothing_is_sent_home(client: httpx.Client) -> None:
@@ -130,3 +137,7 @@ def test_the_page_says_first_what_must_be_known_of_its_models(engine: Any) -> No
     other.notices = ["`tiny` & <shapes>"]
     assert about(engine).startswith("<h1>Search shapes val</h1>")
     assert about(other) == f"<p><strong>`tiny` &amp; &lt;shapes&gt;</strong></p>{about(engine)}"
+
+
+def test_no_path_of_this_machine_is_shown(engine: Any, finished: Path) -> None:
+    assert finished.name in about(engine) and str(finished.parent) not in about(engine)

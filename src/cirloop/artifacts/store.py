@@ -13,7 +13,6 @@ import json
 import logging
 import re
 import shutil
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -202,8 +201,6 @@ class Store:
                     f" {entry['iteration'] or 0}, or use another --experiment_dir."
                 )
             return self.load(name)
-        logger.info("%s: start", name)
-        start = time.monotonic()
         path = self.directory / name
         aside = self.directory / SCRATCH / "new" / name
         for stale in (path, aside):  # an unfinished or unlisted one, made by a run that was stopped
@@ -221,7 +218,6 @@ class Store:
         }
         self._write_manifest()
         remove_tree_quietly(self.scratch_dir(name))
-        logger.info("%s: done in %.1f s", name, time.monotonic() - start)
         return Artifact(name, path, fingerprint(files), made_now=True)
 
     def remove_scratch(self) -> None:

@@ -16,15 +16,21 @@ from cirloop.cli.iterations import done_iterations
 from cirloop.config import notices
 from cirloop.config.base import differences
 from cirloop.config.run import RunConfig, from_json, save
-from cirloop.evaluation.best import best_of
 from cirloop.evaluation.significance import compare_iterations
 from cirloop.loop import RESULTS, iterate
 from cirloop.monitoring import events, preemption
-from cirloop.monitoring.console import metric_rows, table, title_prefix
+from cirloop.monitoring.console import (
+    ERROR_WORDS,
+    gain_words,
+    metric_rows,
+    table,
+    title_prefix,
+)
 from cirloop.monitoring.run_log import RunLog
 from cirloop.monitoring.trackers import DIRECTORY as TRACKED
 from cirloop.monitoring.trackers import tracking
 from cirloop.report import builder
+from cirloop.report import page as page_file
 from cirloop.report.run_monitor import RunMonitor
 from cirloop.stages.context import CONFIG, RunContext
 from cirloop.stages.preflight import check
@@ -138,15 +144,18 @@ def run(config: RunConfig) -> list[dict[str, Any]]:
         _print_accounts(current.store)
         current.costs.show()
         log_notices(config)
-        best = best_of(results)
-        if best is not None and config.retrieval == "real":
-            logger.info("%s; search, demo and export take it", best.describe())
-        logger.info(
-            "finished in %.0f s; results in %s",
-            time.monotonic() - began,
-            current.store.directory / RESULTS,
-        )
+        _log_end(config, results, time.monotonic() - began)
     return results
+
+
+def _log_end(config: RunConfig, results: Sequence[dict[str, Any]], seconds: float) -> None:
+    """Log what was gained, and where the results are, the report last."""
+    gain = gain_words(results)
+    if gain:
+        logger.info("%s", gain)
+    page = config.directory / page_file.FILE
+    report = f"; open {page}" if config.runtime.report and page.exists() else ""
+    logger.info("finished in %.0f s; results in %s%s", seconds, config.directory / RESULTS, report)
 
 
 def log_notices(config: RunConfig) -> None:
@@ -173,8 +182,7 @@ def _iterate_monitored(current: RunContext) -> list[dict[str, Any]]:
         return results
 
 
-ERRORS = ("wrong in both", "newly wrong", "mended")
-NO_ERRORS = dict.fromkeys(ERRORS, "")
+NO_ERRORS = dict.fromkeys(ERROR_WORDS, "")
 """Of a benchmark without targets."""
 
 
@@ -231,7 +239,7 @@ def print_results(results: Sequence[dict[str, Any]], protocol: EvalProtocol) -> 
             " randomisation test, corrected for the number of rows (Holm); queries whose first"
             " image is wrong in both, newly, or no longer"
         )
-        table(title, ("iterations", "difference", "p", *ERRORS), rows)
+        table(title, ("iterations", "difference", "p", *ERROR_WORDS.values()), rows)
 
 
 def _fraction(part: int, total: int) -> str:

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from cirloop.config.run import RunConfig
 
 SIMULATED = "simulated"
+TINY_ON_PHOTOGRAPHS = (
+    f"`{TINY}` is the embedder, and knows drawn shapes only: results on photographs mean nothing."
+)
 
 
 def of(config: RunConfig) -> list[str]:

@@ -42,6 +42,9 @@ class Runtime(Settings):
     """Steps between step checkpoints; 0 = none."""
     report: bool = True
     """Write `report.html` anew after each iteration and at the end."""
+    report_examples: int | None = Field(None, ge=1)
+    """Examples of each kind in `report.html`; by default 4 queries won and 4 lost, 6 queries with
+    mined images, 4 texts."""
     compare_with: Path | None = None
     """Another run directory, whose recalls `report.html` draws beside this run's."""
     report_to: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ()

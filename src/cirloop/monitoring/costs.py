@@ -18,6 +18,7 @@ from cirloop.artifacts.atomic import write_checked
 from cirloop.monitoring import profiling
 from cirloop.monitoring.console import table
 from cirloop.monitoring.profiling import StageMetrics
+from cirloop.monitoring.stage_names import stage_words, turn_and_kind
 from cirloop.types import UserError
 
 logger = logging.getLogger(__name__)
@@ -37,6 +38,8 @@ COLUMNS = (
     "GFLOP",
     "GFLOP/s",
 )
+SUMMED = ("s", "images/s", "tokens/s", "texts/s", "GB", "GPU GB")
+"""Columns of the table that closes a run."""
 NONE = "-"
 
 
@@ -77,7 +80,7 @@ class Costs:
             row |= spent.to_json() | ({"warnings": self._warnings} if self._warnings else {})
             self._write(rows)
         self._made.append(row)
-        logger.info("%s cost: %s", name, describe(row))
+        logger.info("%s: done in %s", stage_words(name), describe(row))
 
     def warn(self, text: str) -> None:
         """Log a warning about the running stage, and keep it in the stage's row."""
@@ -88,13 +91,30 @@ class Costs:
         write_checked(self._path, "costs", {**self._mark, "stages": rows})
 
     def show(self) -> None:
-        """Print the table of the stages that ran since this object was created."""
-        if self._made:
-            shown = [[row["stage"], *format_cells(row).values()] for row in self._made]
-            title = (
-                f"Cost; the columns are explained in docs/costs.md, all of it is in {self._path}"
-            )
-            table(title, *columns_in_use(shown))
+        """Print a row for each kind of stage that ran since this object was created."""
+        kinds: dict[str, list[dict[str, Any]]] = {}
+        for row in self._made:
+            kinds.setdefault(turn_and_kind(row["stage"])[1], []).append(row)
+        if kinds:
+            shown = [[kind, *_summed(rows)] for kind, rows in kinds.items()]
+            table(f"Cost of all rounds; by stage in {self._path}", ("stage", *SUMMED), shown)
+
+
+def log_start(name: str) -> None:
+    """Log that a stage begins; on a terminal the view at the bottom says so."""
+    logger.info("%s: start (%s)", stage_words(name), name, extra={"bar": True})
+
+
+def _summed(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the cells of several stages of one kind: seconds, rates over all of them, and the
+    most memory."""
+    total = StageMetrics()
+    for row in rows:
+        spent = StageMetrics(**{name: row[name] for name in StageMetrics.__annotations__})
+        total.add_sequential(spent)
+        total.seconds += spent.seconds
+    cells = format_cells(total.to_json())
+    return [cells[column] for column in SUMMED]
 
 
 def columns_in_use(rows: Sequence[Sequence[str]]) -> tuple[list[str], list[list[str]]]:
@@ -132,7 +152,7 @@ def format_cells(row: dict[str, Any]) -> dict[str, str]:
 
 
 def describe(row: dict[str, Any]) -> str:
-    """Describe a row in one line, with what the stage produced."""
+    """Describe a row in a few words: seconds, texts a second, and what the stage produced."""
     units = {
         "items": "embedded",
         "texts": "texts",
@@ -141,10 +161,9 @@ def describe(row: dict[str, Any]) -> str:
         "steps": "steps",
     }
     parts = [f"{row[name]} {unit}" for name, unit in units.items() if row[name]]
-    return ", ".join(
-        [f"{value} {column}" for column, value in format_cells(row).items() if value != NONE]
-        + parts
-    )
+    cells = format_cells(row)
+    rate = [] if cells["texts/s"] == NONE else [f"{cells['texts/s']} texts/s"]
+    return ", ".join([f"{cells['s']} s", *parts, *rate])
 
 
 def _short(value: float) -> str:

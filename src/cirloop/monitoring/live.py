@@ -187,11 +187,12 @@ def _words(head: RunHeader) -> tuple[str, str]:
         None if head.seconds_left is None else head.seconds_left - (time.monotonic() - head.began)
     )
     if seconds_left is not None and seconds_left > 0:
-        parts.append(f"about {_duration(seconds_left)} left in all")
+        parts.append(f"about {duration(seconds_left)} left in all")
     return f"stage {head.number} of {head.of}: {head.stage}", " · ".join([*parts, head.run])
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Return a time in words, to the minute or the tenth of an hour."""
     minutes = round(seconds / 60)
     if minutes < 1:
         return "a minute"

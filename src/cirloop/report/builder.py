@@ -12,7 +12,7 @@ from typing import Any
 from cirloop import report
 from cirloop.artifacts import schema
 from cirloop.artifacts.store import Store
-from cirloop.config import notices
+from cirloop.config import automatic, notices
 from cirloop.config.run import RunConfig
 from cirloop.config.run_dir import run_directory
 from cirloop.data import Dataset
@@ -53,6 +53,8 @@ def write_report(config: RunConfig, store: Store, data: Dataset | None = None) -
             notices.of(config),
             notices.title(config),
             results or {},
+            config.runtime.report_examples,
+            automatic.used(config),
         )
     )
 
@@ -76,9 +78,11 @@ def rebuild(config: RunConfig) -> Path:
     UserError where the directory holds no run, and as `write_report`.
     """
     own, store = run_directory(config.directory)
-    runtime = own.runtime.model_copy(
-        update={"compare_with": config.runtime.compare_with or own.runtime.compare_with}
-    )
+    given = {
+        name: getattr(config.runtime, name) or getattr(own.runtime, name)
+        for name in ("compare_with", "report_examples")
+    }
+    runtime = own.runtime.model_copy(update=given)
     places = {
         "data_dir": config.data_dir or own.data_dir,
         "train_dir": config.train_dir or own.train_dir,

@@ -9,6 +9,7 @@ from typing import Any
 from matplotlib.axes import Axes
 
 from cirloop.report.charts import Chart, Table, draw, stacked_bars
+from cirloop.report.legend import REASONS, legend
 from cirloop.report.negatives_section import Summaries
 from cirloop.report.report_data import (
     Card,
@@ -61,6 +62,7 @@ def section(data: ReportData, thumbnails: Thumbnails) -> tuple[Section, Summarie
             [chart],
             [*_true_texts(data), *_relabelled(data, summaries)],
             examples,
+            legend(REASONS, (reason for row in summaries.values() for reason in row["rejected"])),
         ),
         summaries,
     )
@@ -133,7 +135,8 @@ def _examples(
     data: ReportData, t: int, content: Mapping[str, Any], thumbnails: Thumbnails
 ) -> Examples:
     cards = []
-    for row in evenly_spaced(content["accepted"], MAX_TEXTS):
+    num_shown = data.num_examples or MAX_TEXTS
+    for row in evenly_spaced(content["accepted"], num_shown):
         query = row["triplet"]["query"]
         target = row["triplet"]["target"]
         is_anchor = QueryId(row["source"]) not in data.train_split.queries
@@ -143,7 +146,7 @@ def _examples(
         )
     for reason in content["summary"]["rejected"]:
         for row in evenly_spaced(
-            [row for row in content["rejected"] if row["reason"] == reason], MAX_TEXTS // 2
+            [row for row in content["rejected"] if row["reason"] == reason], -(-num_shown // 2)
         ):
             texts = (row["original_text"], row["text"])
             cards.append(

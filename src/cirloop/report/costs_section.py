@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
 
-from cirloop.loop import STAGES
 from cirloop.monitoring.costs import FILE, Costs, columns_in_use, format_cells
+from cirloop.monitoring.stage_names import STAGES, stage_words, turn_and_kind
 from cirloop.report.charts import Chart, Table, draw, stacked_bars
 from cirloop.report.report_data import ReportData, Section, shortened, try_read
 
@@ -23,7 +22,9 @@ def section(data: ReportData) -> Section:
     if not rows:
         return Section("cost", title, [problem])
     warnings = [
-        shortened(f"{row['stage']}: {text}") for row in rows for text in row.get("warnings", ())
+        shortened(f"{stage_words(row['stage'])}: {text}")
+        for row in rows
+        for text in row.get("warnings", ())
     ]
     done = [row for row in rows if "seconds" in row]
     return Section(
@@ -31,22 +32,11 @@ def section(data: ReportData) -> Section:
     )
 
 
-def _turn(row: Mapping[str, Any]) -> tuple[int, str]:
-    """Return the iteration that a stage counts for, -1 for the base model, and its kind.
-
-    Images mined by model t-1 serve iteration t.
-    """
-    name = str(row["stage"])
-    kind = next((word for start, word in STAGES.items() if name.startswith(start)), name)
-    number = re.search(r"_iter_(\d+)", name)
-    return (-1 if number is None else int(number[1]) + (kind == "mining")), kind
-
-
 def _chart(data: ReportData, rows: Sequence[Mapping[str, Any]]) -> Chart:
     """Draw the time by stage, over all attempts."""
     seconds: Counter[tuple[int, str]] = Counter()
     for row in rows:
-        seconds[_turn(row)] += row["seconds"]
+        seconds[turn_and_kind(str(row["stage"]))] += row["seconds"]
     turns = sorted({turn for turn, _ in seconds})
     kinds = sorted({kind for _, kind in seconds}, key=[*STAGES.values()].index)
     labels = ["base" if turn < 0 else str(turn) for turn in turns]
@@ -72,5 +62,7 @@ def _table(rows: Sequence[dict[str, Any]]) -> Table:
     for row in rows:
         attempt = "" if row["attempt"] == 1 else f", attempt {row['attempt']}"
         ended = "" if row.get("finished") else ", not finished"
-        shown.append([shortened(f"{row['stage']}{attempt}{ended}"), *format_cells(row).values()])
+        shown.append(
+            [shortened(f"{stage_words(row['stage'])}{attempt}{ended}"), *format_cells(row).values()]
+        )
     return Table("Cost of each attempt at a stage", *columns_in_use(shown))

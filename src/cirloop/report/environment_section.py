@@ -44,6 +44,8 @@ def _settings(data: ReportData) -> list[Table]:
         # Also one in a list.
         secret = any(f"{secret_name}.".startswith(f"{name}.") for secret_name in hidden)
         shown = HIDDEN if secret else shortened(_words(value))
+        if value in (None, []) and name in data.used:
+            shown = shortened(f"automatic: {data.used[name]}")
         groups.setdefault(group if rest else "run", []).append((rest or name, shown))
     return [Table(group, ("setting", "value"), rows) for group, rows in groups.items()]
 

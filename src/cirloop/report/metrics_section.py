@@ -11,7 +11,7 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 
 from cirloop.artifacts import schema
-from cirloop.monitoring.console import metric_rows
+from cirloop.monitoring.console import ERROR_WORDS, metric_rows
 from cirloop.report.charts import Chart, Table, draw, name_ticks, percent
 from cirloop.report.report_data import ReportData, Section, try_read
 from cirloop.types import QueryId
@@ -151,12 +151,11 @@ def _exact(result: Result, metric: str) -> str:
     return f"{result['metrics'][metric]} ± {result['standard_errors'][metric]}"
 
 
-ERRORS = ("persistent", "new", "mended")
 COMPARED = (
     "iterations",
     "difference",
     "p of a randomisation test, corrected (Holm)",
-    *(f"{e} errors" for e in ERRORS),
+    *ERROR_WORDS.values(),
 )
 
 
@@ -170,12 +169,12 @@ def _compared(data: ReportData) -> list[Table]:
             f"{c['from']} → {c['to']}",
             f"{100 * c['difference']:+.1f} ± {100 * c['se']:.1f}",
             f"{c['p_corrected']:.4f}",
-            *(str(c["errors"][name]) if c.get("errors") else "" for name in ERRORS),
+            *(str(c["errors"][name]) if c.get("errors") else "" for name in ERROR_WORDS),
         )
         for c in compared
     ]
     title = (
         f"Each iteration against the one before it, paired over queries: {compared[0]['metric']},"
-        " points"
+        " points; then queries whose first image is wrong in both, newly, or no longer"
     )
     return [Table(title, COMPARED, rows)]

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
+from cirloop.report import legend
 from cirloop.report.charts import Chart, Table, draw, percent
+from cirloop.report.legend import Legend
 from cirloop.report.report_data import (
     Card,
     Examples,
@@ -76,8 +78,36 @@ def section(data: ReportData, thumbnails: Thumbnails) -> tuple[Section, Summarie
     else:
         truth_note = "Whether a mined image is right after all is not known for this data set."
     note = f"Wrong images that the current model ranks high for a training query. {truth_note}"
-    table = Table("Mined negatives by the model that was wrong", COLUMNS, rows)
-    return Section("mined", "Mined negatives", [note], (), charts, [table], examples), summaries
+    tables = [
+        Table("Mined negatives by the model that was wrong", COLUMNS, rows),
+        *_filtered(summaries),
+    ]
+    section = Section(
+        "mined", "Mined negatives", [note], (), charts, tables, examples, _legend(summaries)
+    )
+    return section, summaries
+
+
+def _filtered(summaries: Summaries) -> list[Table]:
+    """Return how many images each filter saw and dropped, where there are filters."""
+    rows = [
+        [str(t), count["filter"], str(count["seen"]), str(count["dropped"])]
+        for t, summary in summaries.items()
+        for count in summary["filters"]
+    ]
+    columns = ("by model", "filter", "seen", "dropped")
+    return [Table("Mined images that filters dropped", columns, rows)] if rows else []
+
+
+def _legend(summaries: Summaries) -> Legend:
+    """Return what the words of the section's tables mean."""
+    left_out = [kind for row in summaries.values() for kind, num in row["left_out"].items() if num]
+    filters = [count["filter"] for row in summaries.values() for count in row["filters"]]
+    return [
+        *legend.COLUMNS.items(),
+        *legend.legend(legend.LEFT_OUT, left_out),
+        *legend.legend(legend.FILTERS, filters),
+    ]
 
 
 def _row(
@@ -141,7 +171,10 @@ def _examples(
 ) -> Examples:
     rows = [row for row in negatives if row["strategy"] == strategy]
     groups = [list(group) for _, group in groupby(rows, lambda row: row["query"])]
-    cards = [_card(data, group, thumbnails) for group in evenly_spaced(groups, MAX_QUERIES)]
+    cards = [
+        _card(data, group, thumbnails)
+        for group in evenly_spaced(groups, data.num_examples or MAX_QUERIES)
+    ]
     return Examples(
         f"Model {t}, {shortened(strategy)}",
         f"{len(cards)} queries; {len(rows)} images in all",

@@ -108,7 +108,9 @@ def _headlines(
     rows = []
     for name in data.headline:
         if name in after:
-            gain = f"{100 * (after[name] - before.get(name, after[name])):+.1f} on {first.label}"
+            difference = 100 * (after[name] - before.get(name, after[name]))
+            place = f"{last.result['split']}, iteration {last.label}"
+            gain = f"{difference:+.1f} over {first.label}, {place}"
             rows.append(
                 (
                     name,

@@ -53,6 +53,11 @@ def section(data: ReportData, evaluated: Sequence[Evaluation], thumbnails: Thumb
         " comparisons are shown with images, each with a few queries at even distances through"
         " the list; the target is framed, and so is what else is known to be right."
     ]
+    if any(map(_by_ranks, pairs)):
+        notes.append(
+            f"Where {metric} is 0 in both evaluations, a query is won where its target's rank"
+            " improves, lost where it falls back."
+        )
     if data.evals and not data.eval_split.targets:
         notes.append("People chose between sets of images here, so there is no ranking to show.")
     table = Table(
@@ -68,15 +73,24 @@ def _title(pair: Pair) -> str:
 
 def _changed(pair: Pair) -> tuple[list[int], list[int], list[int]]:
     """Return the rows of queries that were won, lost and neither."""
-    signs_Q = np.sign(pair[1].values_Q - pair[0].values_Q)
+    if _by_ranks(pair):
+        signs_Q = np.sign(pair[0].ranks_Q - pair[1].ranks_Q)
+    else:
+        signs_Q = np.sign(pair[1].values_Q - pair[0].values_Q)
     won, lost, equal = (np.flatnonzero(signs_Q == sign).tolist() for sign in (1, -1, 0))
     return won, lost, equal
 
 
+def _by_ranks(pair: Pair) -> bool:
+    """Tell whether no query is right in either evaluation, so that only ranks differ."""
+    return not any(evaluation.values_Q.any() for evaluation in pair)
+
+
 def _examples(data: ReportData, pair: Pair, thumbnails: Thumbnails) -> Examples:
     won, lost, _ = _changed(pair)
-    rows = [(row, True) for row in evenly_spaced(won, MAX_QUERIES)]
-    rows += [(row, False) for row in evenly_spaced(lost, MAX_QUERIES)]
+    num_shown = data.num_examples or MAX_QUERIES
+    rows = [(row, True) for row in evenly_spaced(won, num_shown)]
+    rows += [(row, False) for row in evenly_spaced(lost, num_shown)]
     tops = [_tops(data, evaluation.name, [row for row, _ in rows]) for evaluation in pair]
     titles = (f"Before ({pair[0].label})", f"After ({pair[1].label})")
     cards = [card(data, pair, row, is_won, tops, thumbnails, titles) for row, is_won in rows]

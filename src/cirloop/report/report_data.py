@@ -16,14 +16,15 @@ from PIL import Image
 
 from cirloop.io.redact import sanitize
 from cirloop.report.charts import Chart, Table
+from cirloop.report.legend import Legend
 from cirloop.types import EvalSplit, ImageId, Images, Query, QueryId, TrainSplit, UserError
 
 T = TypeVar("T")
 MAX_LETTERS = 400
 """Of a text; longer ones are cut."""
-SIDE = 128
-"""Longest side of a thumbnail, in pixels; smaller images are not enlarged."""
-MAX_BYTES = 8_000_000
+SIDE = 256
+"""Longest side of a thumbnail, in pixels: it is shown small, and enlarged by a click."""
+MAX_BYTES = 16_000_000
 """Of all thumbnails of a page as text. Further ones say that they are left out."""
 
 
@@ -33,10 +34,11 @@ class ReportData:
 
     `names` are the finished artifacts, `missing` those still to come, and `read` gives the content
     of one (of a checkpoint its training log). `settings` are the run's as JSON, `headline` the
-    metrics to draw. Where the data set cannot be read, `train` is None, `evals` is empty and
-    `no_data` says why. `notices` are what a reader must know first, `mark` stands before titles,
-    and `control` is the directory of another run. `results` is `evaluation_results.json`, empty
-    where that cannot be read.
+    metrics to draw, `num_examples` how many examples of each kind (None: as usual), `used` what
+    automatic settings came to. Where the data set cannot be read, `train` is None, `evals` is empty
+    and `no_data` says why. `notices` are what a reader must know first, `mark` stands before
+    titles, and `control` is the directory of another run. `results` is `evaluation_results.json`,
+    empty where that cannot be read.
     """
 
     directory: Path
@@ -52,6 +54,8 @@ class ReportData:
     notices: Sequence[str] = ()
     mark: str = ""
     results: Mapping[str, Any] = field(default_factory=dict)
+    num_examples: int | None = None
+    used: Mapping[str, str] = field(default_factory=dict)
 
     def iterations(self, pattern: str) -> list[int]:
         """Return the iterations t whose artifact `pattern`, with {t} in it, is finished, in
@@ -184,7 +188,7 @@ class Thumbnails:
             thumbnail = split.load(image)
             thumbnail.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
             out = io.BytesIO()
-            thumbnail.save(out, "JPEG", quality=82, optimize=True, subsampling=0)
+            thumbnail.save(out, "JPEG", quality=80, optimize=True)
             self._sources[key] = Markup(
                 "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()
             )
@@ -225,6 +229,7 @@ class Section:
     charts: Sequence[Chart] = ()
     tables: Sequence[Table] = ()
     examples: Sequence[Examples] = ()
+    legend: Legend = ()
 
 
 def shortened(text: str) -> str:

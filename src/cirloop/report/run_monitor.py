@@ -7,6 +7,7 @@ numbers.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -15,13 +16,16 @@ from cirloop.artifacts import schema
 from cirloop.artifacts.store import Artifact, Store
 from cirloop.config import notices
 from cirloop.config.run import RunConfig
-from cirloop.loop import STAGES, expected_artifacts
+from cirloop.loop import expected_artifacts
 from cirloop.monitoring import events
 from cirloop.monitoring.console import metric_rows
 from cirloop.monitoring.costs import Costs
-from cirloop.monitoring.live import RunHeader
+from cirloop.monitoring.live import RunHeader, duration
+from cirloop.monitoring.stage_names import STAGES, stage_words
 
+logger = logging.getLogger(__name__)
 Numbers = dict[str, float]
+BASE = "evaluation_base.json"
 WARM_UP = "checkpoint_iter_0"
 
 
@@ -51,7 +55,7 @@ class RunMonitor:
         run = f"{notices.title(self._config)}{self._config.directory}"
         return RunHeader(
             run,
-            name,
+            stage_words(name),
             number,
             len(self._plan),
             None if base else iteration,
@@ -107,6 +111,8 @@ class RunMonitor:
         kind = schema.kind_of(f"{artifact.name.removesuffix('.json')}.json")
         if kind == "evaluation":
             self._evaluations.append(artifact.read())
+            if artifact.made_now and artifact.name != BASE:
+                self._log_round(artifact.name, iteration)
         if not self._config.runtime.report_to:
             return
         found = not artifact.made_now
@@ -119,14 +125,17 @@ class RunMonitor:
             "hard_negatives",
             "evaluation",
         )
-        step = (
-            0
-            if artifact.name == "evaluation_base.json"
-            else self._steps_before(iteration + trained)
-        )
+        step = 0 if artifact.name == BASE else self._steps_before(iteration + trained)
         events.emit(
             "numbers", step=step, values=dict(self._numbers(artifact, iteration)), found=found
         )
+
+    def _log_round(self, evaluation: str, iteration: int) -> None:
+        """Log that a round is over, and how long all later ones take."""
+        seconds = self._left(self._plan[self._plan.index(evaluation) + 1 :])
+        left = f"; about {duration(seconds)} left in all" if seconds else ""
+        done = f"iteration {iteration} of {self._config.num_iterations}"
+        logger.info("%s done%s", done if iteration else "warm-up", left)
 
     def _numbers(self, artifact: Artifact, iteration: int) -> Iterator[tuple[str, float]]:
         """Yield the numbers of one stage: its results, and its metrics."""

@@ -149,6 +149,7 @@ def embed_shard(
         len(items),
         len(batches),
         time.monotonic() - began,
+        extra={"bar": True},  # a terminal had the bar; a stage's own line has the sum
     )
     return done, np.concatenate(embedded) if embedded else np.zeros((0, 0), np.float32)
 

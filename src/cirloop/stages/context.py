@@ -30,7 +30,7 @@ from cirloop.distributed import launcher
 from cirloop.distributed.sharded_executor import DistributedCaptioner, ShardedExecutor
 from cirloop.monitoring import events, preemption
 from cirloop.monitoring.console import progress
-from cirloop.monitoring.costs import Costs
+from cirloop.monitoring.costs import Costs, log_start
 from cirloop.retrieval.collapse import COLLAPSE_THRESHOLD, mean_cosine
 from cirloop.retrieval.embed import embed, query_items
 from cirloop.retrieval.topk import ranks
@@ -75,6 +75,7 @@ class RunContext:
         """
 
         def metered(path: Path) -> None:
+            log_start(name)
             preemption.raise_if_requested()
             with self.costs.stage(name, self.config.runtime.profile):
                 build(path)

@@ -1,10 +1,12 @@
-"""Search a folder of images, or a run's own gallery, with a model of the run.
+"""Search a folder of images, or a run's own gallery, with a model of a run or any other.
 
     python -m cirloop.search --experiment_dir RUN --gallery FOLDER
     python -m cirloop.search --experiment_dir RUN --gallery FOLDER --reference a.jpg --text "in red"
     python -m cirloop.search --experiment_dir RUN --gallery FOLDER --queries queries.jsonl
+    python -m cirloop.search --model NAME --images FOLDER --text "in red"
 
-The first brings the index up to date and ends; the others do that too, and answer (docs/search.md).
+The first brings the index up to date and ends; the others do that too, and answer
+(docs/search.md). The last one needs no run.
 """
 
 from __future__ import annotations
@@ -31,8 +33,8 @@ SOME_WRONG = 1
 
 
 class SearchConfig(SearchOptions):
-    """Search images with a model of a run. Without --reference, --text and --queries the index of
-    the gallery is brought up to date, and that is all."""
+    """Search images with a model of a run, or any other. Without --reference, --text and --queries
+    the index of the gallery is brought up to date, and that is all."""
 
     reference: str | None = None
     """An image: its path in the gallery (an id of the run's gallery), or any other file."""
@@ -59,7 +61,8 @@ def main(argv: Sequence[str]) -> int:
     engine = Engine(options)
     label = engine.label(options.iteration)
     model = "the base model" if label == BASE else f"iteration {label}"
-    logger.info("searching %s with %s of %s", engine.gallery.name, model, options.experiment_dir)
+    source = options.experiment_dir or options.model
+    logger.info("searching %s with %s of %s", engine.gallery.name, model, source)
     engine.load(label)
     if options.queries is not None:
         return _all(engine, label, options)

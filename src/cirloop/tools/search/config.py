@@ -1,4 +1,4 @@
-"""The flags that `search` and `demo` share: which run, which model of it, which images."""
+"""The flags that `search` and `demo` share: which models, and which images."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import AliasChoices, Field, ValidationError
+from pydantic import AliasChoices, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import SettingsConfigDict
 
 from cirloop.cli.iterations import BEST
@@ -19,13 +19,18 @@ MAX_K = 1000
 
 
 class SearchOptions(cli.Flags):
-    """Which run's model searches which images."""
+    """Which model searches which images: one of a run, or one that no run has trained."""
 
     model_config = SettingsConfigDict(cli_implicit_flags=True)
 
-    experiment_dir: Path
+    experiment_dir: Path | None = None
     """The run directory; the run may still be going on."""
-    gallery: Path | None = None
+    model: str | None = Field(None, validate_default=True)
+    """Instead of a run, a model as it was published: a directory, a hub name, open_clip's
+    ARCHITECTURE:TAG, a recipe (.yaml) for its settings, or `tiny`. It needs --images."""
+    gallery: Path | None = Field(
+        None, validate_default=True, validation_alias=AliasChoices("gallery", "images")
+    )
     """A folder of images, with all below it; by default the gallery that the run evaluates on."""
     iteration: str = BEST
     """Whose model: `best` by the run's evaluations, a finished iteration's number, `last` or
@@ -34,8 +39,33 @@ class SearchOptions(cli.Flags):
     """Images of the folder that may be unreadable; they are left out."""
     allow_symlinks: bool = False
     """Follow links to folders in the folder; links to files are always followed."""
+    cache_dir: Path | None = None
+    """Where vectors of images are kept; by default the run's cache, with --model
+    experiments/cache."""
     k: int = Field(10, ge=1, le=MAX_K, validation_alias=AliasChoices("top_k", "k"))
     """Results of a query."""
+
+    @field_validator("model")
+    @classmethod
+    def _one_source(cls, model: str | None, info: ValidationInfo) -> str | None:
+        run = info.data.get("experiment_dir")
+        if (model is None) == (run is None) and "experiment_dir" in info.data:
+            raise ValueError("give --experiment_dir RUN or --model NAME, and not both")
+        return model
+
+    @field_validator("gallery")
+    @classmethod
+    def _needs_images(cls, gallery: Path | None, info: ValidationInfo) -> Path | None:
+        if gallery is None and info.data.get("model") is not None:
+            raise ValueError("a model without a run has no gallery: give --images FOLDER")
+        return gallery
+
+    @field_validator("iteration")
+    @classmethod
+    def _of_a_run(cls, iteration: str, info: ValidationInfo) -> str:
+        if info.data.get("model") is not None:
+            raise ValueError("a model without a run has no iterations: leave --iteration out")
+        return iteration
 
 
 S = TypeVar("S", bound=SearchOptions)

@@ -23,19 +23,18 @@ from cirloop.backbones import EmbedInput
 from cirloop.backbones.base import Backbone
 from cirloop.backbones.features import VisionCache
 from cirloop.backbones.similarity import mean_pool, similarity
-from cirloop.cli.iterations import BASE as BASE
-from cirloop.cli.iterations import BEST, done_iterations, find_best, select_iteration
-from cirloop.config import notices
+from cirloop.cli.iterations import BEST
 from cirloop.data import triplets
 from cirloop.data.images import BadImage, InlineImage, decode
 from cirloop.evaluation.best import Best
 from cirloop.retrieval.arrays import Floats, Vectors
 from cirloop.retrieval.dense import best_positions
 from cirloop.retrieval.embed import DecodedImages, embed_once
-from cirloop.stages.context import adapter_path, run_directory
 from cirloop.tools.search.config import MAX_K, SearchOptions
 from cirloop.tools.search.gallery import SearchGallery, of_folder, of_run
 from cirloop.tools.search.index import Index, gallery_vectors
+from cirloop.tools.search.models import BASE as BASE
+from cirloop.tools.search.models import RunModels, source_of
 from cirloop.types import ImageId, UserError
 
 logger = logging.getLogger(__name__)
@@ -141,43 +140,40 @@ class Searcher:
 
 
 class Engine:
-    """A run's models over one gallery, at most MODELS of them in memory. Threads may share it."""
+    """A run's models, or a named one, over one gallery; at most MODELS of them in memory. Threads
+    may share it."""
 
     def __init__(self, options: SearchOptions) -> None:
-        self.directory = options.experiment_dir
-        self._config, _ = run_directory(self.directory)
-        notices.refuse_simulated(self._config, "to search with")
-        self.notices = notices.of(self._config)
+        self._models = source_of(options)
+        self.name = self._models.name
+        self.has_iterations = isinstance(self._models, RunModels)
+        self.cache = options.cache_dir or self._models.cache
+        self.notices = self._models.notices
         for notice in self.notices:
             logger.warning("%s", notice)
-        if options.gallery is None:
-            self.gallery = of_run(self._config)
-        else:
+        if options.gallery is not None:
             allow = options.allow_missing_images, options.allow_symlinks
-            self.gallery = of_folder(options.gallery, self._config, *allow)
+            self.gallery = of_folder(options.gallery, self.cache, *allow)
+        else:
+            assert isinstance(self._models, RunModels)
+            self.gallery = of_run(self._models.config)
         self._ids = frozenset(self.gallery.ids)
         self._searchers: OrderedDict[str, Searcher] = OrderedDict()
-        self._best: dict[frozenset[str], str] = {}
         self._lock = threading.Lock()
 
     def labels(self) -> list[str]:
-        """Return the models there are by now: `base`, and the finished iterations."""
-        return [BASE, *map(str, done_iterations(run_directory(self.directory)[1]))]
+        """Return the models there are by now: `base`, and a run's finished iterations."""
+        return self._models.labels()
 
     def label(self, iteration: str | None) -> str:
         """Return the model asked for, the best by now where that is None. Raises UserError for one
         that there is not."""
-        store = run_directory(self.directory)[1]
-        if iteration not in (None, BEST):
-            return select_iteration(iteration, store)
-        names = frozenset(store.names)
-        if names not in self._best:
-            self._best = {names: select_iteration(BEST, store)}
-        return self._best[names]
+        return self._models.label(iteration or BEST)
 
     def best(self) -> Best | None:
-        """Return what the best iteration is by now; None where none is evaluated."""
-        return find_best(run_directory(self.directory)[1])
+        """Return what the best iteration is by now; None where none is evaluated, or there is no
+        run."""
+        return self._models.best()
 
     def load(self, label: str, backbone: Backbone | None = None) -> Searcher:
         """Return the model, `backbone` where it is loaded already, and its index, loaded and
@@ -187,14 +183,10 @@ class Engine:
             return self._searchers[label]
         while len(self._searchers) >= MODELS:
             self._searchers.popitem(last=False)
-        store = run_directory(self.directory)[1]
-        backbone = backbone or self._config.model.build(
-            adapter_path(None if label == BASE else store.load(f"checkpoint_iter_{label}"))
-        )
-        runtime = self._config.runtime
-        cache = self._config.cache
-        features = VisionCache(backbone, self.gallery.images, cache / "vision", runtime)
-        index = Index(cache / "search", backbone.fingerprint, self.gallery.key)
+        backbone = backbone or self._models.build(label)
+        runtime = self._models.runtime
+        features = VisionCache(backbone, self.gallery.images, self.cache / "vision", runtime)
+        index = Index(self.cache / "search", backbone.fingerprint, self.gallery.key)
         vectors = gallery_vectors(index, backbone, features, self.gallery, runtime)
         self._searchers[label] = Searcher(backbone, features, self.gallery, vectors)
         return self._searchers[label]
@@ -204,9 +196,9 @@ class Engine:
         began = time.monotonic()
         self.search(label, self.gallery.ids[0], "the same", 1)
         logger.info(
-            "iteration %s of %s answers; made ready in %.1f s",
-            label,
-            self.directory,
+            "%s of %s answers; made ready in %.1f s",
+            "the base" if label == BASE else f"iteration {label}",
+            self.name,
             time.monotonic() - began,
         )
 

@@ -80,10 +80,10 @@ def of_run(config: RunConfig) -> SearchGallery:
 
 
 def of_folder(
-    directory: Path, config: RunConfig, allow_missing: int, allow_symlinks: bool
+    directory: Path, cache: Path, allow_missing: int, allow_symlinks: bool
 ) -> SearchGallery:
-    """Return the images below `directory`. Raises UserError with every one that cannot be
-    used."""
+    """Return the images below `directory`; what is known of them is kept in `cache`. Raises
+    UserError with every one that cannot be used."""
     problems = ValidationReport()
     if not directory.is_dir():
         problems.add(
@@ -98,7 +98,7 @@ def of_folder(
             directory,
             folder.skipped(),
         )
-    bad = DataPaths(directory, config.cache, progress).unreadable_images(directory.name, files)
+    bad = DataPaths(directory, cache, progress).unreadable_images(directory.name, files)
     if len(bad) > allow_missing:
         for image, error in bad.items():
             way = (
@@ -118,7 +118,7 @@ def of_folder(
         logger.warning("%s: searched without %d images that cannot be used", directory, len(bad))
     ids = tuple(sorted(files.keys() - bad.keys()))
     return SearchGallery(
-        str(directory),
+        directory.absolute().name,
         os.path.realpath(directory),
         ids,
         FileImages({image: files[image] for image in ids}),
