@@ -113,7 +113,8 @@ def share_iteration_0(study: Study, args: argparse.Namespace, seed: int) -> Path
 
 
 def run_arm(study: Study, args: argparse.Namespace, seed: int, arm: str) -> dict[str, Any]:
-    """Run an arm from the seed's iteration 0; return its recalls after each round, and counts."""
+    """Run an arm from the seed's iteration 0, or its own where its foundation model knows other
+    right answers; return its recalls after each round, and counts."""
     warm = share_iteration_0(study, args, seed)
     directory = args.output / f"{arm}_{seed}"
     began = time.monotonic()
@@ -121,7 +122,7 @@ def run_arm(study: Study, args: argparse.Namespace, seed: int, arm: str) -> dict
     if "loss" in study.arms[arm].get("training", {}):  # iteration 0 had another
         adapter = str(warm / "checkpoint_iter_0")
         parts = {"model": {"start_adapter": adapter}, "training": {"iteration_0_steps": 0}}
-    elif not directory.exists():
+    elif not directory.exists() and "foundation" not in study.arms[arm]:
         aside = args.output / f".{arm}_{seed}"
         shutil.rmtree(aside, ignore_errors=True)
         shutil.copytree(warm, aside)

@@ -1,7 +1,8 @@
 """What do texts from a catalogue buy on real photographs? `configs/grocery_clip.yaml` against
 controls, over seeds that draw other human triplets.
 
-Arms of a seed share iteration 0 and spend the same optimisation steps:
+Arms of a seed share iteration 0, but for the last three, whose iteration 0 has no judge either,
+and spend the same optimisation steps:
 
     control    human triplets alone, random images as explicit negatives
     far        human triplets alone, explicit negatives from ranks 11 to 60

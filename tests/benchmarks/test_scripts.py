@@ -204,13 +204,13 @@ def test_the_study_of_photographs_prints_a_table(tmp_path: Path) -> None:
     data = write_grocery(tmp_path / "data", photographs=6)
     towers = write_towers(tmp_path / "towers")
     flags = f"--data_dir {data} --towers {towers} --output {tmp_path / 'study'} --seeds 1"
-    small = "--triplets 20 --steps 1 --rounds 1 --eval_queries 20 --arms control,near"
+    small = "--triplets 20 --steps 1 --rounds 1 --eval_queries 20 --arms control,relabel"
     rows = f"--rows {tmp_path / 'rows'}"
     done = command("benchmarks/study_photographs.py", *shlex.split(f"{flags} {small} {rows}"))
     assert done.returncode == 0, done.stderr
     assert "R@1, text alone: gain over control" in done.stdout
     written = {path.name for path in (tmp_path / "rows").iterdir()}
-    assert written == {"row_control_1.json", "row_near_1.json"}
+    assert written == {"row_control_1.json", "row_relabel_1.json"}
     small = "--triplets 20 --steps 1 --eval_queries 20 --split val --strategies near_reference"
     done = command(
         "benchmarks/study_negatives.py", "--part", "table", *shlex.split(f"{flags} {small}")
