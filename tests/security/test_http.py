@@ -75,6 +75,7 @@ def test_a_file_is_answered_as_its_image(client: httpx.Client, engine: Any) -> N
         ({"text": "red", "iteration": "9"}, "There are: base, 0, 1"),
         ({"text": "x" * 100_000}, "text: String should have at most"),
         ({"text": "  "}, "the text is empty"),
+        ({"text": "red", "k": "1", "<b>": ""}, "<b>, k: no such field. There are: image, ref"),
     ],
 )
 def test_what_is_wrong_is_said(client: httpx.Client, form: dict[str, str], said: str) -> None:

@@ -19,6 +19,7 @@ from cirloop.types import UserError
 
 PATHS = ("/search", "/docs", "/openapi.json")
 FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
+FIELDS = ("image", "reference", "text", "iteration", "top_k")
 UNPROCESSABLE = 422
 """The status where something is wrong with what is asked."""
 
@@ -106,11 +107,15 @@ def docs_page(schema: dict[str, Any]) -> str:
     return environment.get_template("docs.html.j2").render(schema=schema)
 
 
-def _check_form(request: Request) -> None:
-    """Raise UserError for a request whose body is something else than a form."""
+async def _check_form(request: Request) -> None:
+    """Raise UserError for a request whose body is no form, or has fields that there are not."""
     kind = request.headers.get("content-type", FORMS[0])
     if not kind.lower().startswith(FORMS):
         raise UserError(f"the request holds {kind:.100}. Send its fields as a form.")
+    unknown = {*await request.form()}.difference(FIELDS)
+    if unknown:
+        names = ", ".join(sorted(unknown))
+        raise UserError(f"{names:.200}: no such field. There are: {', '.join(FIELDS)}.")
 
 
 def _reference(engine: Engine, image: UploadFile | None, name: str | None) -> Reference | None:
