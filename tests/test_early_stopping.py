@@ -14,7 +14,9 @@ import pytest
 from cirloop.cli import runner
 from cirloop.config.run import RunConfig
 from cirloop.monitoring import events
+from cirloop.stages.evaluate import summary
 from cirloop.types import UserError
+from tests.evaluation.test_best import evaluations
 from tests.report.pages import read
 
 
@@ -80,6 +82,17 @@ def test_patience_may_change_and_finished_rounds_stay(simulated: Any, tmp_path: 
     shutil.copytree(longer.directory, tmp_path / "copy")
     shorter = simulated("copy", 1, auto_resume=True, runtime={"report": False})
     assert runner.run(shorter)[-1]["iteration"] == "2"
+
+
+def test_a_run_that_did_all_rounds_was_not_stopped(simulated: Any) -> None:
+    rows = [
+        {**row, "ranks": [["q", 1, row["metrics"]["recall@1"], "r"]]}
+        for row in evaluations(0.4, 0.3, 0.2)
+    ]
+    config = simulated("run", 2, num_iterations=3)
+    assert summary(rows, config)["stopped_early"] == {"after": 2, "patience": 2}
+    shorter = config.model_copy(update={"num_iterations": 2})
+    assert "stopped_early" not in summary(rows, shorter)
 
 
 def test_what_makes_no_sense_is_refused_at_once(simulated: Any) -> None:

@@ -51,12 +51,11 @@ def iterate(run: RunContext) -> list[dict[str, Any]]:
 
     config = run.config
     split = config.evaluation.split
-    patience = config.evaluation.early_stopping
     results: list[dict[str, Any]] = []
 
     def note(evaluation: Artifact) -> None:
         results.append(evaluation.read())
-        write_json(run.store.directory / RESULTS, run.mark | summary(results, patience))
+        write_json(run.store.directory / RESULTS, run.mark | summary(results, config))
         if evaluation.made_now:
             events.emit("evaluated")
 

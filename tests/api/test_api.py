@@ -166,6 +166,8 @@ def test_a_benchmark_by_name_is_scored_from_its_annotations(tmp_path: Path) -> N
         cirloop.evaluate(file, "cirr_test", directory)
     with pytest.raises(UserError, match=r"(?s)2 problems.*not ranked.*unknown: x"):
         cirloop.evaluate({"x": ["a"]}, "cirr_val", directory)
+    with pytest.raises(UserError, match="rankings: must be an object"):
+        cirloop.evaluate([["a"]], "cirr_val", directory)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -194,7 +196,10 @@ def test_a_run_is_searched_as_the_command_searches_it(finished: Path, engine: An
     assert tuple(run.embedder(1).search(ONE, TEXT, 5)) == wanted
     image = engine.gallery.images.load(ONE)
     found = run.embedder("1").search(image, TEXT, 6, keep_reference=True)
-    assert found == list(engine.search("1", engine.reference(ONE), TEXT, 6, True).hits)
+    wanted = engine.search("1", engine.reference(ONE), TEXT, 6, True).hits
+    assert [hit.image for hit in found] == [hit.image for hit in wanted]
+    # Not the last bits: one has the features from the cache, the other computes them.
+    assert np.allclose([hit.score for hit in found], [hit.score for hit in wanted], atol=1e-5)
     assert run.search(text="a red circle", k=1) and run.embedder() is run.embedder(1)
     assert run.embedder(0).fingerprint != run.embedder("base").fingerprint
 
@@ -238,6 +243,11 @@ def test_all_that_is_wrong_with_images_and_texts(finished: Path, tmp_path: Path)
     said = str(error.value)
     assert "4 problems" in said and "texts: are 2, and images 3" in said
     assert "gone.png): is not there" in said and "text 0: the text is empty" in said
+    wrong: Any = [None, np.zeros((9, 9, 3), np.uint8)]
+    with pytest.raises(UserError, match=r"(?s)4 problems.*is a NoneType.*is a ndarray, .*is a int"):
+        embedder.embed_queries(wrong, [None, 3])  # type: ignore[list-item]
+    with pytest.raises(UserError, match="is a ndarray, and no image of Pillow's"):
+        embedder.search(wrong[1])
     with pytest.raises(UserError, match="one side more than 200 times"):
         embedder.embed_images([Image.new("RGB", (900, 2))])
     with pytest.raises(UserError, match="nothing to search for"):

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from cirloop.evaluation.best import best_of, is_out_of_patience
+from cirloop.evaluation.best import best_of, gain_words, is_out_of_patience
 
 
 def evaluations(*values: float, base: float | None = 0.1) -> list[dict[str, Any]]:
@@ -63,3 +63,12 @@ def test_patience_counts_rounds_since_the_best(
 
 def test_the_base_model_does_not_end_a_run() -> None:
     assert not is_out_of_patience(evaluations(0.2, 0.3, base=0.9), 1)
+
+
+def test_a_gain_is_said_of_the_best_iteration() -> None:
+    rows = evaluations(0.4, 0.531, 0.5, base=0.285)
+    assert gain_words(rows) == "recall@1 53.1: +24.6 over base, shapes_val, iteration 1"
+    assert gain_words(rows[1:3]).startswith("recall@1 53.1: +13.1 over iteration 0, ")
+    assert gain_words(rows[:1]) == ""
+    assert gain_words(evaluations(0.4, 0.3, base=None)) == ""  # the first is the best
+    assert gain_words(evaluations(0.3, base=0.4)).startswith("recall@1 30.0: -10.0 over base, ")

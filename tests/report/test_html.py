@@ -24,7 +24,6 @@ from cirloop.artifacts.store import file_digests
 from cirloop.config.run import RunConfig
 from cirloop.config.run_dir import run_directory
 from cirloop.data.known_positives import SAID_RIGHT
-from cirloop.monitoring.console import gain_words
 from cirloop.monitoring.stage_names import stage_words
 from cirloop.report import legend, query_changes, report_data
 from cirloop.report.builder import rebuild, write_report
@@ -345,17 +344,6 @@ def test_automatic_settings_say_what_was_used(finished: Path) -> None:
     assert rows["finetuning"] == "automatic: lora"
     captioning = dict(tuple(row[:2]) for row in page.tables["captioning"][1:])
     assert captioning["rewrite_prompt"] == "automatic: rewrite-2"
-
-
-def test_a_gain_is_said_of_the_best_iteration() -> None:
-    def result(label: str, value: float) -> dict[str, Any]:
-        metrics = {"recall@1": value}
-        return {"iteration": label, "metrics": metrics, "compared_on": "recall@1", "split": "val"}
-
-    rows = [result("base", 0.285), result("0", 0.4), result("1", 0.531), result("2", 0.5)]
-    assert gain_words(rows) == "recall@1 53.1: +24.6 over base, val, iteration 1"
-    assert gain_words(rows[1:3]) == "recall@1 53.1: +13.1 over iteration 0, val, iteration 1"
-    assert gain_words(rows[:1]) == ""
 
 
 def test_long_texts_are_cut() -> None:

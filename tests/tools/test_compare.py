@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -195,7 +196,27 @@ def test_only_shared_queries_are_compared(
     gains = [after[query] - before[query] for query in after]
     assert content["rows"][1]["difference"]["value"] == pytest.approx(sum(gains) / 25)
     assert "paired over the 25 queries that all share" in caplog.text
-    assert "whole 40, part 25" in caplog.text
+    assert f"{whole} 40, {part} 25" in caplog.text
+
+
+def test_counts_are_told_of_runs_of_one_name(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = made_up(tmp_path / "a", "run", 1)
+    part = made_up(tmp_path / "b", "run", 2, queries=25)
+    with caplog.at_level("INFO", "cirloop"):
+        compared(tmp_path / "out.json", whole, part, "--iterations", "1")
+    assert f"{whole} 40, {part} 25" in caplog.text
+
+
+def test_names_hold_commas_and_flags_stand_anywhere(home: Path, tmp_path: Path) -> None:
+    copies = [tmp_path / name for name in ("rate=1,size=2", "[b],c")]
+    for copy in copies:
+        shutil.copytree(home / "b_1", copy)
+    words = [home / "a_1", "--iterations=0,last", *copies, "--examples", "2"]
+    content = compared(tmp_path / "k=1,2.json", *words, f"[x]={home}/b_2,{home}/b_1")
+    names = [row["name"] for row in content["rows"]]
+    assert names[:4] == names[4:] == [str(home / "a_1"), *map(str, copies), "[x]"]
 
 
 def rename(content: dict[str, Any]) -> None:
@@ -227,9 +248,10 @@ def test_what_cannot_be_compared_is_one_error(home: Path, tmp_path: Path) -> Non
 
 def test_runs_that_are_not_there(home: Path, tmp_path: Path) -> None:
     a = str(home / "a_1")
-    with pytest.raises(UserError, match="4 problems") as error:
-        main([a, f"{a}/", str(tmp_path / "nowhere"), f"x={tmp_path}/no_*", "y="])
+    with pytest.raises(UserError, match="5 problems") as error:
+        main([a, f"{a}/", str(tmp_path / "nowhere"), f"x={tmp_path}/no_*", "=y"])
     message = str(error.value)
+    assert "=y: has no name before the =" in message
     assert f"{home}/a_1: is given twice" in message and "there is no such directory" in message
     assert f"{tmp_path}/nowhere: is no run directory (no config.json)" in message
     with pytest.raises(UserError, match="nothing to compare: give two runs"):

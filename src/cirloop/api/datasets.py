@@ -10,9 +10,6 @@ from cirloop.types import UserError
 if TYPE_CHECKING:
     from cirloop.data import Dataset
 
-ALL_SETTINGS = "cirloop train --help_all"
-"""The command that lists every setting, for messages."""
-
 
 def load_dataset(
     name: str,
@@ -37,6 +34,7 @@ def load_dataset(
     from pydantic import ValidationError
 
     from cirloop.config.errors import format_errors
+    from cirloop.config.from_python import ALL_SETTINGS
     from cirloop.config.run import RunConfig
     from cirloop.data import DataPaths, locations, own
     from cirloop.monitoring.console import progress

@@ -10,14 +10,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cirloop.evaluation.best import BASE
 from cirloop.types import ImageId, UserError
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from cirloop.artifacts.store import Store
-    from cirloop.backbones.base import Backbone
     from cirloop.config.run import RunConfig
     from cirloop.data.images import ImageFile
     from cirloop.retrieval.arrays import Floats
@@ -60,13 +58,13 @@ class Run:
     def results(self) -> list[dict[str, Any]]:
         """The evaluations up to now, the base model's first: each a dict with `iteration`,
         `metrics` and `standard_errors`, fractions by the metric's name."""
-        from cirloop.io import parse
+        from cirloop.artifacts import schema
         from cirloop.loop import RESULTS
 
         path = self.directory / RESULTS
         if not path.is_file():
             return []
-        results: list[dict[str, Any]] = parse.parse_json(parse.read_text(path))["results"]
+        results: list[dict[str, Any]] = schema.read(path)["results"]
         return results
 
     def embedder(self, iteration: int | str = "best") -> RunEmbedder:
@@ -106,7 +104,9 @@ class RunEmbedder:
         """`base`, or the iteration's number."""
         self._config = config
         self._gallery = gallery
-        self._backbone: Backbone = self._load()
+        from cirloop.tools.search.models import RunModels
+
+        self._backbone = RunModels(config.directory).build(iteration)
 
     @property
     def fingerprint(self) -> str:
@@ -120,7 +120,7 @@ class RunEmbedder:
         An image is one of Pillow's, or the path of a file. Raises UserError with every image that
         cannot be used.
         """
-        return self._embed(images, [None] * len(images))
+        return self._embed(images, None)
 
     def embed_queries(
         self, images: Sequence[Image.Image | str | Path], texts: Sequence[str]
@@ -165,15 +165,6 @@ class RunEmbedder:
         engine.load(self.iteration, self._backbone)
         return engine
 
-    def _load(self) -> Backbone:
-        from cirloop.stages.context import adapter_path, run_directory
-
-        store = run_directory(self._config.directory)[1]
-        name = f"checkpoint_iter_{self.iteration}"
-        checkpoint = None if self.iteration == BASE else store.load(name)
-        backbone: Backbone = self._config.model.build(adapter_path(checkpoint))
-        return backbone
-
     def _reference(self, image: Image.Image | str | Path) -> Reference:
         from cirloop.data.images import in_memory
         from cirloop.tools.search.engine import decode_upload
@@ -183,7 +174,7 @@ class RunEmbedder:
         return decode_upload(in_memory(image, "the image").read(), "the image")
 
     def _embed(
-        self, images: Sequence[Image.Image | str | Path], texts: Sequence[str | None]
+        self, images: Sequence[Image.Image | str | Path], texts: Sequence[str] | None
     ) -> Floats:
         from cirloop.backbones import EmbedInput
         from cirloop.backbones.features import VisionCache
@@ -193,7 +184,8 @@ class RunEmbedder:
         from cirloop.retrieval.embed import embed
 
         files = _checked(images, texts)
-        items = [EmbedInput(image, text) for image, text in zip(files, texts, strict=True)]
+        words = [None] * len(files) if texts is None else texts
+        items = [EmbedInput(image, text) for image, text in zip(files, words, strict=True)]
         runtime = self._config.runtime
         features = VisionCache(
             self._backbone, FileImages(files), self._config.cache / "vision", runtime
@@ -205,7 +197,7 @@ class RunEmbedder:
 
 
 def _checked(
-    images: Sequence[Image.Image | str | Path], texts: Sequence[str | None]
+    images: Sequence[Image.Image | str | Path], texts: Sequence[str] | None
 ) -> dict[ImageId, ImageFile]:
     """Return images by their numbers. Raises UserError with all that is wrong with images and
     texts."""
@@ -214,14 +206,14 @@ def _checked(
     from cirloop.validation import ValidationReport
 
     problems = ValidationReport()
-    if len(texts) != len(images):
+    if texts is not None and len(texts) != len(images):
         problems.add("texts", f"are {len(texts)}, and images {len(images)}")
     files = _files(images, problems)
     for image, error in unreadable_images(files, WORKERS).items():
         problems.add(f"image {image} ({files[image]})", error)
-    for number, text in enumerate(texts):
+    for number, text in enumerate(texts or ()):
         try:
-            check_text("none" if text is None else text)
+            check_text(text)
         except UserError as error:
             problems.add(f"text {number}", str(error))
     problems.raise_if_any()

@@ -126,14 +126,10 @@ def _refuse_unscored(parts: Sequence[LabeledQueries], problems: ValidationReport
             problems.add(part.name, "people chose between sets of images, so nothing is ranked")
 
 
-def _plain(rankings: Mapping[str, object]) -> dict[str, object]:
+def _plain(rankings: object) -> object:
     """Return rankings as a file holds them: keys of text, images in lists."""
-    plain: dict[str, object] = {}
-    for key, row in rankings.items():
-        if isinstance(row, Mapping):
-            plain[str(key)] = _plain(row)
-        elif isinstance(row, Iterable) and not isinstance(row, str):
-            plain[str(key)] = list(row)
-        else:
-            plain[str(key)] = row
-    return plain
+    if isinstance(rankings, Mapping):
+        return {str(key): _plain(row) for key, row in rankings.items()}
+    if isinstance(rankings, Iterable) and not isinstance(rankings, str):
+        return list(rankings)
+    return rankings

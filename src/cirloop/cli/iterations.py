@@ -43,8 +43,8 @@ def best_iteration(store: Store, flag: str = "--iteration") -> Best:
         done = done_iterations(store)
         name = f"{LAST}, which is {done[-1]}" if done else BASE
         raise UserError(
-            f"{store.directory}: no iteration is evaluated yet, so none is the best. Give {flag}"
-            f" {name}; or go on with the run by --auto_resume, which evaluates it."
+            f"no iteration is evaluated yet, so none is the best. Give {flag} {name}; or go on with"
+            " the run by --auto_resume, which evaluates it."
         )
     return best
 

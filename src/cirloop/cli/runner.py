@@ -16,16 +16,11 @@ from cirloop.cli.iterations import done_iterations
 from cirloop.config import notices
 from cirloop.config.base import differences
 from cirloop.config.run import RunConfig, from_json, save
+from cirloop.evaluation.best import gain_words
 from cirloop.evaluation.significance import compare_iterations
 from cirloop.loop import RESULTS, iterate
 from cirloop.monitoring import events, preemption
-from cirloop.monitoring.console import (
-    ERROR_WORDS,
-    gain_words,
-    metric_rows,
-    table,
-    title_prefix,
-)
+from cirloop.monitoring.console import ERROR_WORDS, metric_rows, table, title_prefix
 from cirloop.monitoring.run_log import RunLog
 from cirloop.monitoring.trackers import DIRECTORY as TRACKED
 from cirloop.monitoring.trackers import tracking

@@ -18,6 +18,7 @@ from cirloop.types import UserError
 FOR_COMMANDS = ("config", "dry_run", "report_only")
 """Settings that only a command line has a use for."""
 ALL_SETTINGS = "cirloop train --help_all"
+"""The command that lists every setting, for messages."""
 
 
 def configuration(

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 SIMULATED = "simulated"
 TINY_ON_PHOTOGRAPHS = (
-    f"`{TINY}` is the embedder, and knows drawn shapes only: results on photographs mean nothing."
+    f"`{TINY}` is the {{}}, and knows drawn shapes only: results on photographs mean nothing."
 )
 
 
@@ -29,10 +29,7 @@ def of(config: RunConfig) -> list[str]:
         )
     tiny = [name for name, path in _models(config).items() if path == TINY]
     if tiny and config.data.type != DRAWN:
-        lines.append(
-            f"`{TINY}` is the {' and the '.join(tiny)}, and knows drawn shapes only: "
-            "results on photographs mean nothing."
-        )
+        lines.append(TINY_ON_PHOTOGRAPHS.format(" and the ".join(tiny)))
     return lines
 
 

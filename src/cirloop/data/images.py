@@ -196,8 +196,11 @@ def upright_rgb(image: Image.Image) -> Image.Image:
     return _to_rgb(ImageOps.exif_transpose(image) if rotated else image)
 
 
-def in_memory(image: Image.Image, name: str) -> InlineImage:
-    """Return an image of Pillow's as a file with it would be read. Raises BadImage."""
+def in_memory(image: object, name: str) -> InlineImage:
+    """Return an image of Pillow's as a file with it would be read. Raises BadImage, also for what
+    is none."""
+    if not isinstance(image, Image.Image):
+        raise BadImage(f"is a {type(image).__name__}, and no image of Pillow's")
     _check_size(image)
     file = io.BytesIO()
     try:

@@ -57,6 +57,19 @@ def best_of(evaluations: Sequence[Evaluation]) -> Best | None:
     )
 
 
+def gain_words(evaluations: Sequence[Evaluation]) -> str:
+    """Say what the best iteration gained over the first evaluation, such as `recall@1 53.1: +24.6
+    over base, val, iteration 2`; nothing where it is the first."""
+    best = best_of(evaluations)
+    first = evaluations[0]["iteration"]
+    if best is None or first == str(best.iteration):
+        return ""
+    gain = 100 * (best.value - _value(evaluations[0]))
+    over = first if first == BASE else f"iteration {first}"
+    place = f"{best.split}, iteration {best.iteration}"
+    return f"{best.metric} {100 * best.value:.1f}: {gain:+.1f} over {over}, {place}"
+
+
 def _value(evaluation: Evaluation) -> float:
     value: float = evaluation["metrics"][evaluation["compared_on"]]
     return value

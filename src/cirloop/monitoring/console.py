@@ -141,22 +141,6 @@ def table(
     destination.print(grid)
 
 
-def gain_words(results: Sequence[dict[str, Any]]) -> str:
-    """Say what the best iteration gained over the first evaluation, such as `recall@1 53.1: +24.6
-    over base, val, iteration 2`, by the metric that iterations are compared on."""
-    metric = results[-1]["compared_on"]
-    rows = [result for result in results if metric in result["metrics"]]
-    if len(rows) < 2:
-        return ""
-    best = max(rows[1:], key=lambda result: result["metrics"][metric])
-    value = 100 * best["metrics"][metric]
-    gain = value - 100 * rows[0]["metrics"][metric]
-    first = rows[0]["iteration"]
-    over = first if first == "base" else f"iteration {first}"
-    place = f"{best['split']}, iteration {best['iteration']}"
-    return f"{metric} {value:.1f}: {gain:+.1f} over {over}, {place}"
-
-
 def metric_rows(results: Sequence[dict[str, Any]], metrics: Sequence[str]) -> list[list[str]]:
     """Return one row per iteration: each metric in percent as `value ± standard error`, or
     `none`."""

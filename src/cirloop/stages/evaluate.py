@@ -10,6 +10,7 @@ from typing import Any, Literal
 from cirloop.artifacts.atomic import write_json
 from cirloop.artifacts.store import Artifact
 from cirloop.backbones import EmbedInput
+from cirloop.config.run import RunConfig
 from cirloop.data.dataset import with_grey_images
 from cirloop.evaluation import protocols
 from cirloop.evaluation.best import best_of, is_out_of_patience
@@ -150,10 +151,10 @@ def _best_images(part: EvalSplit, vectors: Vectors, gallery: Vectors) -> list[li
     ]
 
 
-def summary(evaluations: Sequence[dict[str, Any]], patience: int) -> dict[str, Any]:
+def summary(evaluations: Sequence[dict[str, Any]], config: RunConfig) -> dict[str, Any]:
     """Return evaluation_results.json: the evaluations without their queries' rows, each compared
-    with the one before, the best iteration, and the round that early stopping ends the run after
-    (`patience`, in rounds)."""
+    with the one before, the best iteration, and the round that early stopping ends the run after,
+    where that is not the last one anyway."""
     results = [
         {name: value for name, value in row.items() if name not in ("ranks", "top")}
         for row in evaluations
@@ -162,8 +163,11 @@ def summary(evaluations: Sequence[dict[str, Any]], patience: int) -> dict[str, A
     content = {"schema": 4, "results": results, "compared": compare_iterations(evaluations)}
     if best is not None:
         content["best"] = best.to_json()
+    patience = config.evaluation.early_stopping
     if is_out_of_patience(evaluations, patience):
-        content["stopped_early"] = {"after": int(results[-1]["iteration"]), "patience": patience}
+        after = int(results[-1]["iteration"])
+        if after < config.num_iterations:
+            content["stopped_early"] = {"after": after, "patience": patience}
     return content
 
 

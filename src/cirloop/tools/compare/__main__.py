@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> None:
     if options.html is not None:
         from cirloop.tools.compare.page import write_page
 
-        write_page(groups, comparison, reported, options)
+        write_page(groups, comparison, reported, options, notices.title(simulated))
         logger.info("wrote %s", options.html)
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cirloop.evaluation.best import BASE
 from cirloop.evaluation.significance import (
     Difference,
     Estimate,
@@ -68,7 +69,7 @@ class Row:
         """Return the iteration of each run, one where all have the same."""
         labels = [each.iteration for each in self.evaluated]
         shown = ", ".join(labels if len({*labels}) > 1 else labels[:1])
-        return shown if self.chosen in (shown, "base") else f"{shown} ({self.chosen})"
+        return shown if self.chosen in (shown, BASE) else f"{shown} ({self.chosen})"
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from pydantic import Field
@@ -40,15 +41,15 @@ class CompareConfig(cli.Flags):
 
 def parse(argv: Sequence[str]) -> CompareConfig:
     """Read the flags. Raises UserError with all that is wrong."""
-    return cli.parse_flags(CompareConfig, [*_one_directory_each(argv)], PROGRAM)
+    return cli.parse_flags(CompareConfig, _with_runs_first(argv), PROGRAM)
 
 
-def _one_directory_each(argv: Sequence[str]) -> Iterator[str]:
-    """Yield a command line with NAME=DIR NAME=DIR for each NAME=DIR,DIR."""
-    for word in argv:
-        name, sign, directories = word.partition("=")
-        if not sign or word.startswith("-"):
-            yield word
-            continue
-        for directory in directories.split(","):
-            yield f"{name}={directory}"
+def _with_runs_first(argv: Sequence[str]) -> list[str]:
+    """Return a command line that has its runs before its flags, in quotes, so that none is divided
+    at its commas."""
+    runs: list[str] = []
+    flags: list[str] = []
+    for before, word in pairwise(["", *argv]):
+        is_value = before.startswith("-") and "=" not in before
+        (flags if word.startswith("-") or is_value else runs).append(word)
+    return [*(f'"{run}"' for run in runs), *flags]

@@ -107,15 +107,21 @@ def open_groups(words: Sequence[str]) -> list[Group]:
 
 def _directories(word: str, problems: ValidationReport) -> tuple[str, list[Path]]:
     """Return the name of a group and its directories, which a word names."""
-    name, sign, pattern = word.partition("=")
+    name, sign, patterns = word.partition("=")
     if not sign or Path(word).is_dir():
         return word.rstrip("/"), [Path(word)]
-    if "*" not in pattern:
-        return name, [Path(pattern)]
-    root = Path("/") if pattern.startswith("/") else Path()
-    found = sorted(path for path in root.glob(pattern.lstrip("/")) if path.is_dir())
-    if not found:
-        problems.add(word, "there is no such directory")
+    if not name:
+        problems.add(word, "has no name before the =")
+    found: list[Path] = []
+    for pattern in patterns.split(","):
+        if "*" not in pattern:
+            found.append(Path(pattern))
+            continue
+        root = Path("/") if pattern.startswith("/") else Path()
+        matches = sorted(path for path in root.glob(pattern.lstrip("/")) if path.is_dir())
+        if not matches:
+            problems.add(pattern, "there is no such directory")
+        found += matches
     return name, found
 
 

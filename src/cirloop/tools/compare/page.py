@@ -33,10 +33,12 @@ def write_page(
     comparison: Comparison,
     reported: Sequence[str],
     options: CompareConfig,
+    mark: str,
 ) -> None:
-    """Write the page, with the metrics `reported`. Raises OSError where the disk refuses."""
+    """Write the page, with the metrics `reported`, and `mark` before titles. Raises OSError where
+    the disk refuses."""
     assert options.html is not None
-    data = _page_data(groups, reported, options)
+    data = _page_data(groups, reported, options, mark)
     thumbnails = Thumbnails()
     sections = [
         _metrics_section(data, comparison),
@@ -54,7 +56,7 @@ def write_page(
 
 
 def _page_data(
-    groups: Sequence[Group], reported: Sequence[str], options: CompareConfig
+    groups: Sequence[Group], reported: Sequence[str], options: CompareConfig, mark: str
 ) -> ReportData:
     """Return what the page knows of the data set, of the first run that has its files."""
     runs = [run for group in groups for run in group.runs]
@@ -78,13 +80,8 @@ def _page_data(
         evals,
         "" if evals else problems[0],
         notices=[*dict.fromkeys(line for run in runs for line in notices.of(run.config))],
-        mark=mark(groups),
+        mark=mark,
     )
-
-
-def mark(groups: Sequence[Group]) -> str:
-    """Return what stands before titles: whether a run is simulated."""
-    return max((notices.title(run.config) for group in groups for run in group.runs), key=len)
 
 
 def _eval_splits(run: Run, options: CompareConfig) -> Sequence[EvalSplit]:

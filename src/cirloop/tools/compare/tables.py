@@ -118,7 +118,7 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> Sequence[tuple[str, 
 def counts_note(rows: Sequence[Row]) -> str:
     """Return how many queries each row was evaluated on, where they differ; else empty."""
     counts = {
-        each.run.directory.name: each.content["queries"] for row in rows for each in row.evaluated
+        str(each.run.directory): each.content["queries"] for row in rows for each in row.evaluated
     }
     if len({*counts.values()}) == 1:
         return ""

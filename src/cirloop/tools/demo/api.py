@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 from typing import Annotated, Any
 
-from fastapi import FastAPI, File, Form, Request, UploadFile
+from fastapi import Depends, FastAPI, File, Form, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -18,6 +18,8 @@ from cirloop.tools.search.engine import MAX_TEXT, Engine, Reference, decode_uplo
 from cirloop.types import UserError
 
 PATHS = ("/search", "/docs", "/openapi.json")
+FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
+FIELDS = ("image", "reference", "text", "iteration", "top_k")
 UNPROCESSABLE = 422
 """The status where something is wrong with what is asked."""
 
@@ -60,7 +62,7 @@ def build_api(engine: Engine, label: str, k: int) -> FastAPI:
         title="cirloop search", version=cirloop.__version__, docs_url=None, redoc_url=None
     )
 
-    @app.post("/search", responses=ERRORS)
+    @app.post("/search", responses=ERRORS, dependencies=[Depends(_check_form)])
     def search(
         image: Annotated[UploadFile | None, File(description="The reference, a file.")] = None,
         reference: Annotated[
@@ -103,6 +105,17 @@ def docs_page(schema: dict[str, Any]) -> str:
     loader = PackageLoader("cirloop.tools.demo", ".")
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
     return environment.get_template("docs.html.j2").render(schema=schema)
+
+
+async def _check_form(request: Request) -> None:
+    """Raise UserError for a request whose body is no form, or has fields that there are not."""
+    kind = request.headers.get("content-type", FORMS[0])
+    if not kind.lower().startswith(FORMS):
+        raise UserError(f"the request holds {kind:.100}. Send its fields as a form.")
+    unknown = {*await request.form()}.difference(FIELDS)
+    if unknown:
+        names = ", ".join(sorted(unknown))
+        raise UserError(f"{names:.200}: no such field. There are: {', '.join(FIELDS)}.")
 
 
 def _reference(engine: Engine, image: UploadFile | None, name: str | None) -> Reference | None:

@@ -12,16 +12,10 @@ from typing import Any, NamedTuple, TypeAlias
 import gradio as gr
 from PIL import Image
 
+from cirloop.cli.iterations import BASE
 from cirloop.data.images import BadImage
 from cirloop.io.redact import sanitize
-from cirloop.tools.search.engine import (
-    BASE,
-    Engine,
-    Hit,
-    Reference,
-    UploadedImage,
-    decode_upload,
-)
+from cirloop.tools.search.engine import Engine, Hit, Reference, UploadedImage, decode_upload
 from cirloop.tools.search.queries import content
 from cirloop.types import ImageId, UserError
 

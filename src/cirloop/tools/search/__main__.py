@@ -19,10 +19,11 @@ from pathlib import Path
 from pydantic import Field
 
 from cirloop.cli import entry
+from cirloop.cli.iterations import BASE
 from cirloop.config import cli
 from cirloop.monitoring.console import table
 from cirloop.tools.search.config import SearchOptions, parse
-from cirloop.tools.search.engine import BASE, Engine
+from cirloop.tools.search.engine import Engine
 from cirloop.tools.search.queries import SearchQuery, answer, answers, lines_of, write
 from cirloop.validation import ValidationReport
 

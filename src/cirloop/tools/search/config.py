@@ -25,12 +25,10 @@ class SearchOptions(cli.Flags):
 
     experiment_dir: Path | None = None
     """The run directory; the run may still be going on."""
-    model: str | None = Field(None, validate_default=True)
+    model: str | None = None
     """Instead of a run, a model as it was published: a directory, a hub name, open_clip's
     ARCHITECTURE:TAG, a recipe (.yaml) for its settings, or `tiny`. It needs --images."""
-    gallery: Path | None = Field(
-        None, validate_default=True, validation_alias=AliasChoices("gallery", "images")
-    )
+    gallery: Path | None = Field(None, validation_alias=AliasChoices("gallery", "images"))
     """A folder of images, with all below it; by default the gallery that the run evaluates on."""
     iteration: str = BEST
     """Whose model: `best` by the run's evaluations, a finished iteration's number, `last` or
@@ -63,7 +61,7 @@ class SearchOptions(cli.Flags):
     @field_validator("iteration")
     @classmethod
     def _of_a_run(cls, iteration: str, info: ValidationInfo) -> str:
-        if info.data.get("model") is not None:
+        if info.data.get("model") is not None and iteration != BEST:
             raise ValueError("a model without a run has no iterations: leave --iteration out")
         return iteration
 

@@ -23,7 +23,7 @@ from cirloop.backbones import EmbedInput
 from cirloop.backbones.base import Backbone
 from cirloop.backbones.features import VisionCache
 from cirloop.backbones.similarity import mean_pool, similarity
-from cirloop.cli.iterations import BEST
+from cirloop.cli.iterations import BASE, BEST
 from cirloop.data import triplets
 from cirloop.data.images import BadImage, InlineImage, decode
 from cirloop.evaluation.best import Best
@@ -33,7 +33,6 @@ from cirloop.retrieval.embed import DecodedImages, embed_once
 from cirloop.tools.search.config import MAX_K, SearchOptions
 from cirloop.tools.search.gallery import SearchGallery, of_folder, of_run
 from cirloop.tools.search.index import Index, gallery_vectors
-from cirloop.tools.search.models import BASE as BASE
 from cirloop.tools.search.models import RunModels, source_of
 from cirloop.types import ImageId, UserError
 
@@ -249,8 +248,10 @@ class Engine:
             return Answer(hits, 1000 * (time.perf_counter() - began))
 
 
-def check_text(text: str) -> None:
+def check_text(text: object) -> None:
     """Raise UserError for a text that no query can have."""
+    if not isinstance(text, str):
+        raise UserError(f"the text is a {type(text).__name__}. Give a string.")
     if not text.strip():
         raise UserError("the text is empty. Say what should be different, or leave it out.")
     if len(text) > MAX_TEXT:

@@ -21,8 +21,7 @@ from cirloop.backbones.config import (
 )
 from cirloop.backbones.model_settings import VlmSettings
 from cirloop.backbones.weights import TINY, model_type, resolve
-from cirloop.cli.iterations import BASE as BASE
-from cirloop.cli.iterations import BEST, done_iterations, find_best, select_iteration
+from cirloop.cli.iterations import BASE, BEST, done_iterations, find_best, select_iteration
 from cirloop.config import notices
 from cirloop.config.run_dir import CONFIG
 from cirloop.config.runtime import Runtime
@@ -113,7 +112,8 @@ class NamedModel:
         self._settings = settings_of(name)
         self._settings.resolve_dir()
         self.name = f"the model {Path(name).name}, which no run has trained (zero-shot)"
-        self.notices = [notices.TINY_ON_PHOTOGRAPHS] if self._settings.path == TINY else []
+        is_tiny = self._settings.path == TINY
+        self.notices = [notices.TINY_ON_PHOTOGRAPHS.format("embedder")] if is_tiny else []
         self.cache = DEFAULT_CACHE
         self.runtime = Runtime()
 

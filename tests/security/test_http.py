@@ -75,11 +75,18 @@ def test_a_file_is_answered_as_its_image(client: httpx.Client, engine: Any) -> N
         ({"text": "red", "iteration": "9"}, "There are: base, 0, 1"),
         ({"text": "x" * 100_000}, "text: String should have at most"),
         ({"text": "  "}, "the text is empty"),
+        ({"text": "red", "k": "1", "<b>": ""}, "<b>, k: no such field. There are: image, ref"),
     ],
 )
 def test_what_is_wrong_is_said(client: httpx.Client, form: dict[str, str], said: str) -> None:
     answer = client.post("/search", data=form)
     assert answer.status_code == 422 and said in answer.json()["detail"]
+
+
+def test_what_is_no_form_is_refused(client: httpx.Client) -> None:
+    answer = client.post("/search", json={"text": "red"})
+    assert answer.status_code == 422
+    assert "holds application/json. Send its fields as a form" in answer.json()["detail"]
 
 
 def test_a_file_that_is_no_image_and_a_reference_given_twice(client: httpx.Client) -> None:
@@ -127,7 +134,7 @@ def test_one_request_too_many_is_refused_and_later_ones_are_not(url: str, engine
 def test_pages_of_other_sites_and_other_names_are_refused(client: httpx.Client, url: str) -> None:
     form = {"text": "red"}
     assert client.post("/search", data=form, headers={"Origin": url}).status_code == 200
-    for origin in ("http://evil.example", "null", "http://127.0.0.1:1"):
+    for origin in ("http://evil.example", "null", "http://127.0.0.1:1", "http://["):
         answer = client.post("/search", data=form, headers={"Origin": origin})
         assert answer.status_code == 403 and "another site" in answer.json()["detail"]
     rebound = client.post("/search", data=form, headers={"Host": "evil.example"})
