@@ -345,9 +345,15 @@ def add_flags(parser: argparse.ArgumentParser, output: str, arms: str) -> None:
     parser.add_argument("--figure", type=Path, help="draw the recalls to this file")
 
 
-def read_flags(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """Parse the command line, and make the directories."""
+def read_flags(parser: argparse.ArgumentParser, study: Study) -> argparse.Namespace:
+    """Parse the command line, and make the directories. Raises UserError for arms that `study` has
+    not."""
     args = parser.parse_args(sys.argv[1:])
+    for flag, names in (("--arms", args.arms), ("--baselines", args.baselines)):
+        unknown = [arm for arm in names.split(",") if arm not in study.arms]
+        if unknown:
+            known = ", ".join(study.arms)
+            raise UserError(f"{flag}: no {', '.join(unknown)} in this study. There are: {known}.")
     args.output = args.output.absolute()
     args.rows = (args.rows or args.output).absolute()
     args.output.mkdir(parents=True, exist_ok=True)

@@ -131,7 +131,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100, help="steps of an iteration")
     parser.add_argument("--eval_queries", type=int, default=1000)
     parser.add_argument("--split", choices=("val", "test"), default="val")
-    args = read_flags(parser)
+    args = read_flags(parser, STUDY)
     read_rows(STUDY, args)  # before any work
     if not args.report_only:
         run_all(args, prepare, run_job)

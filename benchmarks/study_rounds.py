@@ -287,7 +287,7 @@ def main() -> None:
         "--variant", type=int, choices=(1, 2), default=1, help="2: other scenes, look and sentences"
     )
     parser.add_argument("--profile", action="store_true", help="count FLOPs too")
-    args = read_flags(parser)
+    args = read_flags(parser, STUDY)
     read_rows(STUDY, args)  # before any work
     if not args.report_only:
         run_all(args, prepare, run_job, later=(*STUDY.equal_texts, "averaged"))

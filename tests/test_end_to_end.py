@@ -351,6 +351,10 @@ def test_one_modality_alone_gives_another_result_and_says_so(finished: Path) -> 
             ["shapes_test", "shapes_val", "with --data_dir cirr_val"],
         ),
         (["--eval_dataset", "cirr_test"], ["cirr needs --data_dir"]),
+        (
+            ["--eval_dataset", "cirr", "--data_dir", "."],
+            ["cirr: unknown", "cirr_val", "shapes_val"],
+        ),
         (["--gallery", "union"], ["the run has its own", "--data_dir"]),
         (["--allow_missing_images", "2"], ["the run has its own", "--data_dir"]),
         (["--output_file", "/no/where/out.json"], ["directory does not exist"]),

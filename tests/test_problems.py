@@ -46,6 +46,19 @@ def test_names_numbers_and_paths_do_not_make_another_cause(what: str) -> None:
     assert len(str(caught.value).splitlines()) == 3
 
 
+def test_each_field_that_entries_lack_is_named() -> None:
+    problems = ValidationReport()
+    for number in range(9):
+        problems.add(f"entry {number}", "has no 'image'")
+        problems.add(f"entry {number}", "has no 'text'")
+    with pytest.raises(ValidationFailed) as caught:
+        problems.raise_if_any()
+    assert str(caught.value).splitlines()[1:] == [
+        f"  entry 0: has no '{name}' (8 more like it, such as entry 1)"
+        for name in ("image", "text")
+    ]
+
+
 def test_flags_are_each_named() -> None:
     problems = ValidationReport()
     for number in range(9):

@@ -18,8 +18,9 @@ MAX_PER_CAUSE = 3
 """Problems of one cause that are shown one by one; of more the first stands for all."""
 MAX_MESSAGE = 1000
 """Characters of a place or a problem in a message; a name in a file may be a megabyte."""
-VARIES = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|\d[\d,]*|(?<=: )/.*$""")
-"""What differs between problems of one cause: names in quotes, numbers, and a path at the end."""
+VARIES = re.compile(r"""(?<!has no )'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|\d[\d,]*|(?<=: )/.*$""")
+"""What differs between problems of one cause: names in quotes, numbers, and a path at the end. A
+field that entries lack is a cause of its own."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -179,6 +179,14 @@ def test_a_program_that_fails_is_told(shell: Shell, tmp_path: Path) -> None:
 
 
 @pytest.mark.full
+def test_a_study_refuses_arms_that_it_has_not(shell: Shell, tmp_path: Path) -> None:
+    words = ["benchmarks/study_rounds.py", "--output", str(tmp_path / "study"), "--arms", "other"]
+    code, said = shell.run(words, tmp_path, LIMIT)
+    assert code == 2 and "--arms: no other in this study. There are: control, " in said
+    assert not (tmp_path / "study").exists()
+
+
+@pytest.mark.full
 def test_the_study_compares_arms_from_one_warm_up(tmp_path: Path) -> None:
     """Arms whose settings differ from the warm-up's, which they are copied from."""
     flags = shlex.split(TOY.replace("OUT", str(tmp_path / "study")))

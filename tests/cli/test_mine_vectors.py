@@ -181,7 +181,7 @@ WRONG: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "doubles": (
         save("q.npy", NAN.astype(float)),
         "",
-        "must be a float16 or float32 array .* found float64",
+        "must be a float16 or float32 array .* found float64.*astype",
     ),
     "other width": (save("q.npy", ONES[:, :3]), "", "has 3 dimensions, --gallery-embeddings 16"),
     "no rows": (save("q.npy", ONES[:0]), "", "must have at least one row each"),

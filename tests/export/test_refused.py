@@ -72,7 +72,7 @@ except ValueError as error:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--vectors"], "(?s)3 problems.*experiment_dir.*iteration.*output"),
+        (["--vectors"], "(?s)2 problems.*experiment_dir.*output"),
         (["--vectors", "--format", "adapter"], "(?s)format: Input should be 'npy' or 'parquet'"),
         (["--split", "val"], "--split"),
     ],

@@ -68,6 +68,11 @@ def test_flags_that_do_not_go_together(flags: str, said: list[str]) -> None:
     assert all(words in str(error.value) for words in said)
 
 
+def test_a_model_without_a_run_needs_no_iteration() -> None:
+    options = parse(SearchOptions, ["--model", "tiny", "--images", "photos"], "search")
+    assert options.model == "tiny" and options.gallery == Path("photos")
+
+
 def test_kinds_of_models(tmp_path: Path) -> None:
     tiny = settings_of(str(ROOT / "src/cirloop/tiny"))
     assert isinstance(tiny, Qwen2VLSettings)

@@ -135,6 +135,7 @@ def _weights_file(name: str, path: str) -> Path:
             f"model.path {path!r} does not exist. Give a .safetensors file, a directory with"
             f" {HF_CONFIG_NAME} and {HF_SAFE_WEIGHTS_NAME}, `{HUB}NAME` of such a repository,"
             f" `{RANDOM}`, or a tag of {name}'s published weights: {tags}."
+            " scripts/convert_towers.py makes a directory of two small towers (docs/tutorial.md)."
         )
     return _require_safetensors(file, name)
 

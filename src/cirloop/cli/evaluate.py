@@ -86,13 +86,19 @@ def select_data(options: EvalConfig, config: RunConfig) -> tuple[RunConfig, Data
         paths = DataPaths(directory, config.cache, progress)
         changes = {"data": settings, "data_dir": directory, "train_dir": None}
         return config.model_copy(update=changes), settings.build(paths), split
+    others = ", ".join([*benchmarks.benchmark_names(), "hp_fashioniq_val"])
+    if options.data_dir is not None and benchmark_of(name) != config.data.type:
+        raise UserError(
+            f"--eval_dataset {name}: unknown. With --data_dir there are {others}, and splits of"
+            f" the run's own data set, such as {config.data.type}_{config.evaluation.split}."
+        )
     paths = DataPaths(options.data_dir or config.data_dir, config.cache, progress, config.train_dir)
     own = config.open_data(paths)
     names = {f"{config.data.type}_{split}": split for split in own.evals}
     if name not in names:
-        also = "; with --data_dir " + ", ".join([*benchmarks.benchmark_names(), "hp_fashioniq_val"])
         raise UserError(
-            f"--eval_dataset {name}: this run's data set has {', '.join(sorted(names))}{also}."
+            f"--eval_dataset {name}: this run's data set has {', '.join(sorted(names))}; with"
+            f" --data_dir {others}."
         )
     if options.gallery != "original" or options.allow_missing_images:
         raise UserError(

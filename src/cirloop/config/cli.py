@@ -84,7 +84,8 @@ class Parser(argparse.ArgumentParser):
         ]
 
     def error(self, message: str) -> NoReturn:
-        unknown = [word.split("=")[0] for word in message.split() if word.startswith("--")]
+        words = message.split() if message.startswith("unrecognized") else []
+        unknown = [word.split("=")[0] for word in words if word.startswith("--")]
         flags = [flag for action in self._actions for flag in action.option_strings]
         near = flags_like(unknown, flags)
         hint = f" Did you mean {' or '.join(near)}?" if near else ""

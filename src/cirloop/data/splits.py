@@ -147,11 +147,16 @@ def _report_unusable(
     if isinstance(first, Path) and data_paths.directory is not None:
         _suggest_location(first, data_paths.directory, problems)
     matcher = NameMatcher(image for image in gallery.ids if image not in errors)
-    remedy = (
-        f"{gallery.name}: {len(errors)} of {len(gallery.ids)} images cannot be used. Put"
-        f" them right, or go on without them by --allow_missing_images {len(errors)}:"
-        " queries that need them are dropped, and every result says so."
-    )
+    remedy = f"{gallery.name}: {len(errors)} of {len(gallery.ids)} images cannot be used. Put them"
+    if len(missing) == len(gallery.ids):
+        remedy += " where the table says, or give the --data_dir that has them (docs/datasets.md)."
+    elif len(errors) == len(gallery.ids):
+        remedy += " right."
+    else:
+        remedy += (
+            f" right, or go on without them by --allow_missing_images {len(errors)}:"
+            " queries that need them are dropped, and every result says so."
+        )
     similar = {image: matcher.suggest(image) for image in missing}
     if any(similar.values()) and gallery.name.startswith("jsonl/"):
         remedy += " cirloop import writes names as the folder has them (docs/own-data.md)."

@@ -110,7 +110,7 @@ def validate_embeddings(vectors: Vectors, name: str) -> Vectors:
         kind = getattr(vectors, "dtype", type(vectors).__name__)
         raise UserError(
             f"{name} must be a float16 or float32 array of rows and dimensions, found {kind}"
-            f" {getattr(vectors, 'shape', '')}."
+            f" {getattr(vectors, 'shape', '')}. Convert numbers by .astype(numpy.float32)."
         )
     step = max(1, CHECKED_NUMBERS // int(np.prod(vectors.shape[1:], dtype=np.int64)))
     for start in range(0, len(vectors), step):

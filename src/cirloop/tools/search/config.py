@@ -61,7 +61,7 @@ class SearchOptions(cli.Flags):
     @field_validator("iteration")
     @classmethod
     def _of_a_run(cls, iteration: str, info: ValidationInfo) -> str:
-        if info.data.get("model") is not None and iteration != BEST:
+        if iteration != BEST and info.data.get("model") is not None:  # defaults are validated too
             raise ValueError("a model without a run has no iterations: leave --iteration out")
         return iteration
 
