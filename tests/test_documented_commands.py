@@ -178,6 +178,7 @@ def test_fast_mode_without_a_twin_is_one_error_with_the_ways_out(home: Path) -> 
         ("--loss contrastive", "see info_nce"),
         ("--model_backbone qwen2vl", "see qwen2_vl"),
         ("--lr 1e-5", "Did you mean --learning_rate?"),
+        ("--wandb", "Did you mean --report_to?"),
         ("--seed --learning_rate 1e-5", "--seed: expected one argument. All flags"),
         ("--config jsonl_tinny", "jsonl_tiny.yaml or"),
         ("--data_dir data/cirr", "Name a benchmark that lies there by --dataset_name"),

@@ -299,7 +299,7 @@ def test_broken_images_stop_a_run_before_it_begins(small: Any, tmp_path: Path) -
     assert not (tmp_path / "run").exists()
     for image in (data / "dev").iterdir():
         image.unlink()
-    with pytest.raises(UserError, match=r"44 of 44 .*give the --data_dir that has them"):
+    with pytest.raises(UserError, match=r"none of its 44 .*give the --data_dir that has them"):
         runner.run(small(tmp_path / "run", data={"type": "cirr"}, data_dir=data))
     spoiled(data)
     with pytest.raises(UserError, match="2 of 44 images cannot be used"):

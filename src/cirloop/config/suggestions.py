@@ -30,6 +30,7 @@ OTHER_FLAGS = {
     **dict.fromkeys(("--strategy", "--mining"), "--negative_strategy"),
     **dict.fromkeys(("--resume",), "--auto_resume"),
     **dict.fromkeys(("--output_dir", "--out"), "--experiment_dir"),
+    **dict.fromkeys(("--wandb", "--tensorboard", "--mlflow", "--tracker"), "--report_to"),
 }
 """What else the flags are called, elsewhere."""
 

@@ -147,22 +147,29 @@ def _report_unusable(
     if isinstance(first, Path) and data_paths.directory is not None:
         _suggest_location(first, data_paths.directory, problems)
     matcher = NameMatcher(image for image in gallery.ids if image not in errors)
-    remedy = f"{gallery.name}: {len(errors)} of {len(gallery.ids)} images cannot be used. Put them"
-    if len(missing) == len(gallery.ids):
-        remedy += " where the table says, or give the --data_dir that has them (docs/datasets.md)."
-    elif len(errors) == len(gallery.ids):
-        remedy += " right."
-    else:
-        remedy += (
-            f" right, or go on without them by --allow_missing_images {len(errors)}:"
-            " queries that need them are dropped, and every result says so."
-        )
+    remedy = _remedy(gallery, len(errors), len(missing))
     similar = {image: matcher.suggest(image) for image in missing}
     if any(similar.values()) and gallery.name.startswith("jsonl/"):
         remedy += " cirloop import writes names as the folder has them (docs/own-data.md)."
     for image, error in errors.items():
         hint = f"; did you mean {similar[image]!r}?" if similar.get(image) else ""
         problems.add(files[image], f"{error}{hint}", remedy)
+
+
+def _remedy(gallery: Gallery, num_unusable: int, num_missing: int) -> str:
+    """Return the way out. Going on without images is one only where some can be used."""
+    if num_missing == len(gallery.ids):
+        return (
+            f"{gallery.name}: none of its {num_missing} images is there. Put them where the"
+            " messages say, or give the --data_dir that has them (docs/datasets.md)."
+        )
+    if num_unusable == len(gallery.ids):
+        return f"{gallery.name}: none of its {num_unusable} images can be used. Put them right."
+    return (
+        f"{gallery.name}: {num_unusable} of {len(gallery.ids)} images cannot be used. Put"
+        f" them right, or go on without them by --allow_missing_images {num_unusable}:"
+        " queries that need them are dropped, and every result says so."
+    )
 
 
 def _suggest_location(missing: Path, directory: Path, problems: ValidationReport) -> None:
