@@ -61,6 +61,8 @@ MISTAKES: Arm = {
 }
 NO_JUDGE: Arm = {"foundation": {"exclude_right": False}}
 PLAIN = with_parts(MISTAKES, **NO_JUDGE)
+EXACT_JUDGE = {"min_probability": 0.5, "min_precision": 0.0}
+"""For a judge that is never wrong: planted wrong pairs that it calls right are right by chance."""
 ARMS: dict[str, Arm] = {
     "control": with_parts(
         NO_TEXTS, training={"negatives": {"type": "ranked", "first_rank": 1, "last_rank": None}}
@@ -72,7 +74,7 @@ ARMS: dict[str, Arm] = {
     "mistakes": MISTAKES,
     "no_judge": NO_JUDGE,
     "plain": PLAIN,
-    "relabel": with_parts(PLAIN, captioning={"relabel": {"min_probability": 0.5}}),
+    "relabel": with_parts(PLAIN, captioning={"relabel": EXACT_JUDGE}),
 }
 MEASURES = {
     "any correct recall@1": "R@1",
