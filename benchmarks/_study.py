@@ -29,6 +29,7 @@ from cirloop.cli import runner
 from cirloop.config.run import RunConfig, save
 from cirloop.config.run_dir import CONFIG
 from cirloop.evaluation.significance import over_runs
+from cirloop.loop import RESULTS
 from cirloop.monitoring.console import table
 from cirloop.report.charts import PAPER, STYLE
 from cirloop.types import UserError
@@ -115,7 +116,9 @@ def share_iteration_0(study: Study, args: argparse.Namespace, seed: int) -> Path
 def run_arm(study: Study, args: argparse.Namespace, seed: int, arm: str) -> dict[str, Any]:
     """Run an arm from the seed's iteration 0, or its own where its foundation model knows other
     right answers; return its recalls after each round, and counts."""
-    warm = share_iteration_0(study, args, seed)
+    warm: Path = args.output / f"warm_{seed}"
+    if not (warm / RESULTS).exists():  # of a finished run another arm may be reading
+        share_iteration_0(study, args, seed)
     directory = args.output / f"{arm}_{seed}"
     began = time.monotonic()
     parts: Arm = {}
