@@ -52,7 +52,7 @@ class Watch(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         line = record.getMessage()
-        if line.startswith("evaluation_iter_") and ": done" in line:
+        if ", evaluation: done" in line:
             self.rows.append(sample(self.run, self.cache))
             print(
                 f"{len(self.rows) - 1:3}",
