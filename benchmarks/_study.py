@@ -355,8 +355,8 @@ def read_flags(parser: argparse.ArgumentParser, study: Study) -> argparse.Namesp
     for flag, names in (("--arms", args.arms), ("--baselines", args.baselines)):
         unknown = [arm for arm in names.split(",") if arm not in study.arms]
         if unknown:
-            known = ", ".join(study.arms)
-            raise UserError(f"{flag}: no {', '.join(unknown)} in this study. There are: {known}.")
+            arms = ", ".join(study.arms)
+            raise UserError(f"{flag}: no {', '.join(unknown)} in this study. There are: {arms}.")
     args.output = args.output.absolute()
     args.rows = (args.rows or args.output).absolute()
     args.output.mkdir(parents=True, exist_ok=True)

@@ -99,16 +99,16 @@ def _load(
     from cirloop.cli import score_rankings
     from cirloop.data import benchmarks, locations
 
-    known = benchmarks.settings_for_benchmark(name, gallery)
-    if known is None:
+    benchmark = benchmarks.settings_for_benchmark(name, gallery)
+    if benchmark is None:
         names = [*benchmarks.benchmark_names(), "grocery_val", "shapes_val", "shapes_test"]
         raise UserError(f"benchmark {name!r:.100} is unknown. There are: {', '.join(names)}.")
-    settings, split = known
+    settings, split = benchmark
     if name not in benchmarks.benchmark_names():
         data = load_dataset(settings.type, data_dir)
         return [part.labeled for part in data.eval_splits(split)]
-    given = None if data_dir is None else Path(data_dir)
-    directory = locations.with_default_dirs(settings, given, None)["data_dir"]
+    path = None if data_dir is None else Path(data_dir)
+    directory = locations.with_default_dirs(settings, path, None)["data_dir"]
     if directory is None:
         raise UserError(
             f"benchmark {name} needs data_dir, the directory of its annotations. They are in none"

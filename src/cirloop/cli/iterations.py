@@ -60,8 +60,8 @@ def select_iterations(names: str | None, store: Store, flag: str = "--iterations
     if names is None:
         return available
     labels = [name.strip() for name in names.split(",")]
-    known = [*available, BEST, *([LAST] if done else [])]
-    unknown = [label or "(empty)" for label in labels if label not in known]
+    names_here = [*available, BEST, *([LAST] if done else [])]
+    unknown = [label or "(empty)" for label in labels if label not in names_here]
     if unknown:
         raise UserError(
             f"{flag} {names}: no {', '.join(unknown)} here. There are: {', '.join(available)};"

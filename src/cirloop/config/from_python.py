@@ -28,8 +28,8 @@ def configuration(
 
     Raises UserError with every problem.
     """
-    given = {**(settings if isinstance(settings, Mapping) else {}), **changes}
-    refused = [name for name in FOR_COMMANDS if name in given]
+    names = {*(settings if isinstance(settings, Mapping) else ()), *changes}
+    refused = [name for name in FOR_COMMANDS if name in names]
     if refused:
         raise UserError(
             f"{', '.join(refused)}: is for the command `cirloop train`, not for Python. Leave it"

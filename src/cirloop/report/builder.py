@@ -78,11 +78,11 @@ def rebuild(config: RunConfig) -> Path:
     UserError where the directory holds no run, and as `write_report`.
     """
     own, store = run_directory(config.directory)
-    given = {
+    of_report = {
         name: getattr(config.runtime, name) or getattr(own.runtime, name)
         for name in ("compare_with", "report_examples")
     }
-    runtime = own.runtime.model_copy(update=given)
+    runtime = own.runtime.model_copy(update=of_report)
     places = {
         "data_dir": config.data_dir or own.data_dir,
         "train_dir": config.train_dir or own.train_dir,

@@ -35,7 +35,7 @@ MAX_STEPS = 100
 """Clicks that Back can undo."""
 
 
-class Asked(NamedTuple):
+class PageQuery(NamedTuple):
     """A query as the page holds it: an id, or the file of an upload, or neither; and a text."""
 
     name: str
@@ -47,8 +47,8 @@ class Step(NamedTuple):
     """What a click on a result replaced: what stood in the boxes, and the query whose results were
     there (None: there were none)."""
 
-    boxes: Asked
-    answered: Asked | None
+    boxes: PageQuery
+    answered: PageQuery | None
 
 
 @contextmanager
@@ -76,8 +76,8 @@ class Events:
     def show_results(self, name: str, upload: str | None, text: str, *labels: str) -> list[Any]:
         """Return what shows the answer to the boxes (`_shown`), and the upload: none beside an
         id."""
-        asked = Asked(name, None if name else upload, text)
-        return [gr.skip() if asked.upload == upload else None, *self._shown(asked, labels)]
+        query = PageQuery(name, None if name else upload, text)
+        return [gr.skip() if query.upload == upload else None, *self._shown(query, labels)]
 
     @_as_message()
     def click(
@@ -96,9 +96,9 @@ class Events:
         if does == ENLARGES:
             large = [(self._load(image, LARGE_SIDE), sanitize(image))]
             return [gr.Column(visible=True), large, *[gr.skip()] * (5 + 2 + 2 * len(labels))]
-        steps = [*steps, Step(Asked(name, upload, text), answered)][-MAX_STEPS:]
-        asked = Asked(image, None, text)
-        return [*self._with_steps(steps), *asked, *self._shown(asked, labels)]
+        steps = [*steps, Step(PageQuery(name, upload, text), answered)][-MAX_STEPS:]
+        query = PageQuery(image, None, text)
+        return [*self._with_steps(steps), *query, *self._shown(query, labels)]
 
     @_as_message()
     def back(self, steps: list[Step], *labels: str) -> list[Any]:
@@ -116,7 +116,7 @@ class Events:
     @_as_message()
     def take(self, upload: str | None) -> list[Any]:
         """Make an upload, or its removal, the reference: no id, and a gallery."""
-        return ["", self._preview(self._reference(Asked("", upload, "")), upload)]
+        return ["", self._preview(self._reference(PageQuery("", upload, "")), upload)]
 
     @_as_message()
     def browse(self, part: str, number: int | None) -> list[Any]:
@@ -141,36 +141,36 @@ class Events:
         and an empty iteration is the best. `results` holds image, score and rank; `ms` is the time
         it took."""
         label = self._engine.label(iteration or None)
-        known = self._reference(Asked(reference, None, text))
-        return content(self._engine.search(label, known, text or None, k))
+        image = self._reference(PageQuery(reference, None, text))
+        return content(self._engine.search(label, image, text or None, k))
 
     def _with_steps(self, steps: list[Step]) -> list[Any]:
         """Return no enlarged image, the steps, and Back, for which there may be nothing to undo."""
         return [gr.Column(visible=False), [], steps, gr.Button(interactive=bool(steps))]
 
-    def _shown(self, asked: Asked | None, labels: Sequence[str]) -> list[Any]:
+    def _shown(self, query: PageQuery | None, labels: Sequence[str]) -> list[Any]:
         """Return the query, its reference as a gallery, the results of one iteration or two as
         galleries, then the ids of each. Without a query nothing is shown."""
-        if asked is None:
+        if query is None:
             empty = [gr.Gallery([], label="Results", visible=label != NONE) for label in labels]
             return [None, [], *empty, *([] for _ in labels)]
-        reference = self._reference(asked)
-        hit_lists = [self._hits(label, reference, asked.text) for label in labels]
+        reference = self._reference(query)
+        hit_lists = [self._hits(label, reference, query.text) for label in labels]
         right = (self._engine.gallery.right or {}).get(
-            (ImageId(asked.name), asked.text), frozenset()
+            (ImageId(query.name), query.text), frozenset()
         )
         galleries = [
             self._results(label, hits, right) for label, hits in zip(labels, hit_lists, strict=True)
         ]
         ids = [[hit.image for hit in hits] for hits in hit_lists]
-        return [asked, self._preview(reference, asked.upload), *galleries, *ids]
+        return [query, self._preview(reference, query.upload), *galleries, *ids]
 
-    def _reference(self, asked: Asked) -> Reference | None:
-        if asked.name:
-            return self._engine.known(asked.name)
-        if asked.upload is None:
+    def _reference(self, query: PageQuery) -> Reference | None:
+        if query.name:
+            return self._engine.known(query.name)
+        if query.upload is None:
             return None
-        path = Path(asked.upload)  # Gradio's own copy, under the name that it was given
+        path = Path(query.upload)  # Gradio's own copy, under the name that it was given
         return decode_upload(path.read_bytes(), path.name)
 
     def _hits(self, label: str, reference: Reference | None, text: str) -> tuple[Hit, ...]:

@@ -43,9 +43,9 @@ class _Answer:
 
     def __init__(self, preview: gr.Gallery, results: list[gr.Gallery]) -> None:
         self.results = results
-        self.asked = gr.State(None)
+        self.query = gr.State(None)
         self.ids = [gr.State([]) for _ in results]
-        self.outputs = [self.asked, preview, *results, *self.ids]
+        self.outputs = [self.query, preview, *results, *self.ids]
 
 
 def build_page(engine: Engine, label: str, k: int) -> gr.Blocks:
@@ -134,7 +134,7 @@ def _add_steps(
     steps = gr.State([])
     outputs = [large, picture, steps, back, *boxes, *answer.outputs]
     for gallery, images in zip(answer.results, answer.ids, strict=True):
-        inputs = [does, images, steps, answer.asked, *boxes, *labels]
+        inputs = [does, images, steps, answer.query, *boxes, *labels]
         gallery.select(events.click, inputs, outputs, **PRIVATE)
     back.click(events.back, [steps, *labels], outputs, **PRIVATE)
 
