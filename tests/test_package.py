@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 import tomllib
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 
@@ -71,6 +72,26 @@ def test_an_unknown_command_names_the_nearest() -> None:
 @pytest.mark.parametrize("name", door.COMMANDS)
 def test_each_command_is_a_function_of_its_flags(name: str) -> None:
     assert callable(import_module(door.COMMANDS[name][0]).main)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        *((name, "--help") for name in door.COMMANDS),
+        ("mine", "--query-embeddings", "q", "--help"),
+        ("export", "--vectors", "--help"),
+    ],
+    ids=" ".join,
+)
+def test_the_help_of_each_command_fits_a_screen(
+    flags: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["/venv/bin/cirloop", *flags])
+    with suppress(SystemExit):
+        import_module(door.COMMANDS[flags[0]][0]).main([*flags[1:]])
+    lines = capsys.readouterr().out.splitlines()
+    assert f"usage: cirloop {flags[0]}" in lines[0]
+    assert 5 < len(lines) <= 48 and max(map(len, lines)) <= 100
 
 
 @pytest.mark.parametrize(

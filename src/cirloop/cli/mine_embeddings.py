@@ -17,6 +17,7 @@ from pydantic_settings import SettingsConfigDict
 from cirloop.artifacts.atomic import write_text
 from cirloop.cli.embedding_files import read_inputs
 from cirloop.config import cli
+from cirloop.config.cli_help import requests_help
 from cirloop.config.run import format_validation_error
 from cirloop.monitoring.console import table
 from cirloop.negatives import STRATEGIES, MiningSettings
@@ -27,10 +28,13 @@ from cirloop.validation import ValidationReport
 
 logger = logging.getLogger(__name__)
 PROGRAM = "add_hard_negatives.py"
+OF_RUNS = ("filters", "num_rounds", "skip_captioned", "anchors")
+"""Settings of mining that need texts or rounds."""
 
 
 class EmbeddingMiningConfig(cli.Flags):
-    """What is mined from vectors alone."""
+    """What is mined from vectors alone. `--strategy band --help` has the settings of a strategy,
+    `--search ivf --help` those of an index too."""
 
     model_config = SettingsConfigDict(cli_kebab_case=True, cli_implicit_flags=True)
 
@@ -116,9 +120,12 @@ def parse(argv: Sequence[str]) -> tuple[EmbeddingMiningConfig, MiningSettings]:
     """
     peek = cli.Parser(prog=PROGRAM, add_help=False)
     peek.add_argument("--strategy", default="top_k")
-    kind = STRATEGIES.get(peek.parse_known_args(list(argv))[0].strategy)
+    peek.add_argument("--search", default="exact")
+    chosen = peek.parse_known_args(list(argv))[0]
+    kind = STRATEGIES.get(chosen.strategy)
     if kind is None:
         raise UserError(f"--strategy must be one of {', '.join(sorted(STRATEGIES))}.")
+    hidden = ("index",) if chosen.search == "exact" and requests_help(argv) else ()
     own = {
         name: field
         for name, field in kind.model_fields.items()
@@ -127,7 +134,7 @@ def parse(argv: Sequence[str]) -> tuple[EmbeddingMiningConfig, MiningSettings]:
     shared = {
         name: field
         for name, field in MiningSettings.model_fields.items()
-        if name not in ("strategy", "filters")
+        if name not in ("strategy", *OF_RUNS, *hidden)
     }
     fields: dict[str, Any] = {
         name: (field.annotation, field) for name, field in (own | shared).items()

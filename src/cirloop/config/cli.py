@@ -57,6 +57,16 @@ def underscored(argv: Sequence[str]) -> list[str]:
     return words
 
 
+class HelpFormatter(argparse.HelpFormatter):
+    """A line for each flag where it fits into 100 columns, and no default where that is nothing."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=36, width=100)
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help and action.help.replace(" (default: None)", "")
+
+
 class Parser(argparse.ArgumentParser):
     """argparse without guessing at shortened flags, with `-` and `_` for each other in their names;
     an unknown flag is answered with the nearest ones.
@@ -65,7 +75,8 @@ class Parser(argparse.ArgumentParser):
     """
 
     def __init__(self, prog: str, *args: Any, help_flag: str = "--help", **kwargs: Any) -> None:
-        super().__init__(program(prog), *args, **(kwargs | {"allow_abbrev": False}))
+        kwargs |= {"allow_abbrev": False, "formatter_class": HelpFormatter}
+        super().__init__(program(prog), f"{program(prog)} [flags]", *args, **kwargs)
         self.help_flag = help_flag
 
     def parse_known_args(  # type: ignore[override]  # argparse has overloads

@@ -118,14 +118,9 @@ def help_text(parser: Parser, settings: Mapping[str, Any], argv: Sequence[str]) 
         )
     lines += [
         "",
-        (
-            f"In brackets is the value without the flag. {HELP} WORD: flags with WORD in their"
-            f" names, {HELP_ALL}: all of"
-        ),
-        (
-            "them, by stage; each may stand in the YAML too. docs/commands/train_iterative.md has"
-            " them as a page."
-        ),
+        f"In brackets is the value without the flag. {HELP} WORD: flags with WORD in their names,",
+        f"and {HELP_ALL} all of them, by stage; each may stand in the YAML too.",
+        "docs/commands/train_iterative.md has them as a page.",
     ]
     return "\n".join(lines) + "\n"
 

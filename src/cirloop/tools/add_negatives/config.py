@@ -39,22 +39,21 @@ class AddNegativesConfig(cli.Flags):
     """The samples, JSON or JSON lines; docs/add_hard_negatives.md has the form. By default the
     split's file in or beside --image-dir, such as train.json or annotations/train.jsonl."""
     split: str | None = None
-    """Such as train, val_seen or val_unseen: which samples of the file."""
+    """Which samples of the file: train, val_seen, val_unseen, ..."""
     output: Path | None = None
     """Where the result goes, as JSON; the report goes beside it, as NAME_report.json. By default
     beside the annotations, as NAME_with_negatives.json, which must not be there yet."""
     gpu_id: int = Field(0, ge=0)
     """The first GPU to use."""
     num_gpus: int = Field(1, ge=1)
-    """Processes that compute vectors, a GPU each; without a GPU, CPU processes of one thread
-    each."""
+    """Processes that embed, a GPU each; without a GPU, of one CPU thread each."""
     k_nn: int = Field(30, ge=1)
     """Visual neighbours of a sample that are looked at."""
     cosine_threshold: float = Field(0.3, ge=-1, le=1)
     """Text similarity below which a text is far enough; raised by 0.09 twice where it lets none
     through."""
     min_visual_similarity: float = Field(0.3, ge=-1, le=1)
-    """Visual similarity that a hard negative needs; -1 = any."""
+    """Visual similarity a hard negative needs; -1: any."""
     diverse_ratio: float = Field(0.3, ge=0, le=1)
     """Share of the samples that are first given one of the visually farthest cluster; the others
     get a hard one."""
