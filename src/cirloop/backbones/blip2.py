@@ -33,6 +33,7 @@ from cirloop.artifacts.store import fingerprint
 from cirloop.backbones.adapter import TrainableWeights
 from cirloop.backbones.base import EmbedInput, Grid, ImageFeatures
 from cirloop.backbones.target_pad import target_pad
+from cirloop.backbones.transfer import to_device
 from cirloop.backbones.vision import tower_digest
 from cirloop.backbones.weights import weights_digest
 from cirloop.types import UserError
@@ -249,7 +250,7 @@ class Blip2(TrainableWeights):
         vision = self.model.vision_model
         pixels = self.prepare_images(images) if prepared is None else prepared
         height, width = (n // vision.config.patch_size for n in pixels.shape[-2:])
-        hidden = vision(pixel_values=pixels.to(self.device, vision.dtype)).last_hidden_state
+        hidden = vision(pixel_values=to_device(pixels, self.device, vision.dtype)).last_hidden_state
         assert hidden.shape[1] == 1 + height * width
         return [ImageFeatures(tokens.clone(), (1, height, width)) for tokens in hidden.cpu()]
 
@@ -257,7 +258,7 @@ class Blip2(TrainableWeights):
         self, items: Sequence[EmbedInput], vision: Sequence[ImageFeatures]
     ) -> dict[str, torch.Tensor]:
         """Return the module's inputs of queries, or of gallery images, never both."""
-        tokens = {"vision_tokens": torch.stack([v.tokens for v in vision]).to(self.device)}
+        tokens = {"vision_tokens": to_device(torch.stack([v.tokens for v in vision]), self.device)}
         texts = [item.text for item in items if item.text is not None]
         assert len(texts) in (0, len(items)), "queries and gallery images in one batch"
         return tokens | self.text_inputs(texts) if texts else tokens
@@ -273,7 +274,9 @@ class Blip2(TrainableWeights):
             return_tensors="pt",
             split_special_tokens=True,
         )
-        return {name: batch[name].to(self.device) for name in ("input_ids", "attention_mask")}
+        return {
+            name: to_device(batch[name], self.device) for name in ("input_ids", "attention_mask")
+        }
 
     def sequence_length(self, item: EmbedInput, grid: Grid) -> int:
         """Count the tokens of a query's text; 0 for a gallery image, since all have one size."""

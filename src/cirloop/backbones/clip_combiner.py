@@ -45,6 +45,7 @@ from cirloop.backbones.clip_text import (
 )
 from cirloop.backbones.combiners import combiner
 from cirloop.backbones.target_pad import target_pad
+from cirloop.backbones.transfer import to_device
 from cirloop.backbones.vision import tower_digest
 from cirloop.types import UserError
 
@@ -151,7 +152,7 @@ class ClipCombiner(TrainableWeights):
         if self.settings.train_clip:
             height, width = pixels_BHWC.shape[1:3]
             return [ImageFeatures(row.flatten(0, 1), (1, height, width)) for row in pixels_BHWC]
-        features = self.module.encode_pixels(pixels_BHWC.to(self.device)).cpu()
+        features = self.module.encode_pixels(to_device(pixels_BHWC, self.device)).cpu()
         return [ImageFeatures(row.clone(), (1, 1, len(row))) for row in features]
 
     def inputs(
@@ -163,7 +164,7 @@ class ClipCombiner(TrainableWeights):
         """
         images, image_of = deduplicate([EmbedInput(item.image) for item in items])
         tokens = {item.image: row.tokens for item, row in zip(items, vision, strict=True)}
-        features = torch.stack([tokens[image.image] for image in images]).to(self.device)
+        features = to_device(torch.stack([tokens[image.image] for image in images]), self.device)
         if self.settings.train_clip:
             features = features.unflatten(1, vision[0].grid[1:])
         inputs = {"images": features, "image_of": torch.tensor(image_of, device=self.device)}
@@ -205,7 +206,7 @@ class ClipCombiner(TrainableWeights):
             self._warn_of_cut_text(texts, ids_BT)
         if not self._has_own_text_tower:
             ids_BT = cut_padding(ids_BT, padding_id(self.tokenizer))
-        return ids_BT.to(self.device)
+        return to_device(ids_BT, self.device)
 
     def _warn_of_cut_text(self, texts: Sequence[str], ids_BT: torch.Tensor) -> None:
         """Warn of the first text that is longer than CLIP's context, once."""

@@ -18,6 +18,7 @@ from cirloop.backbones.base import (
     PreparedImages,
     VisionLanguageModel,
 )
+from cirloop.backbones.transfer import to_device
 from cirloop.backbones.vision import merge_vision_tokens, to_json
 from cirloop.backbones.vlm import VlmEmbedder
 from cirloop.types import UserError
@@ -79,7 +80,7 @@ class Llava(VlmEmbedder):
         if self.vlm.config.model_type != "llava":
             sizes["image_sizes"] = prepared["image_sizes"]
         output = self.vlm.model.get_image_features(
-            pixel_values=pixels.to(self.device, self.vlm.model.vision_tower.dtype), **sizes
+            pixel_values=to_device(pixels, self.device, self.vlm.model.vision_tower.dtype), **sizes
         )
         return [ImageFeatures(tokens, (1, 1, len(tokens))) for tokens in output.pooler_output]
 

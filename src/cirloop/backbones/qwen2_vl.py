@@ -19,6 +19,7 @@ from cirloop.backbones.base import (
     PreparedImages,
     VisionLanguageModel,
 )
+from cirloop.backbones.transfer import to_device
 from cirloop.backbones.vision import VisionBase, merge_vision_tokens
 from cirloop.backbones.vlm import VlmEmbedder
 
@@ -105,9 +106,8 @@ class VisionMixin(VisionBase):
         grids = prepared["image_grid_thw"]
         for image, grid in zip(images, grids, strict=True):
             self._check_budget(image, grid)
-        output = visual(
-            prepared["pixel_values"].to(self.device, visual.dtype), grid_thw=grids.to(self.device)
-        )
+        pixels = to_device(prepared["pixel_values"], self.device, visual.dtype)
+        output = visual(pixels, grid_thw=to_device(grids, self.device))
         sizes = (grids.prod(-1) // visual.spatial_merge_size**2).tolist()
         tokens_of_images = self.token_features(output).split(sizes)
         return [

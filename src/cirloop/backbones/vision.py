@@ -23,6 +23,7 @@ from cirloop.artifacts.store import fingerprint
 from cirloop.backbones.base import ImageFeatures, Inputs, PreparedImages, VisionLanguageModel
 from cirloop.backbones.patches import use_product
 from cirloop.backbones.special_tokens import Processor, escape_special_tokens, special_tokens
+from cirloop.backbones.transfer import to_device
 from cirloop.backbones.weights import resolve, weights_digest
 from cirloop.types import UserError
 
@@ -233,9 +234,9 @@ class VisionBase:
             expanded.append(first + "".join(parts))
         batch = self.tokenize(expanded, side)
         return {
-            "input_ids": batch["input_ids"].to(self.device),
-            "attention_mask": batch["attention_mask"].to(self.device),
-            "vision_tokens": torch.cat([v.tokens for v in vision]).to(self.device),
+            "input_ids": to_device(batch["input_ids"], self.device),
+            "attention_mask": to_device(batch["attention_mask"], self.device),
+            "vision_tokens": to_device(torch.cat([v.tokens for v in vision]), self.device),
             "image_grid_thw": torch.tensor([v.grid for v in vision], device=self.device),
         }
 

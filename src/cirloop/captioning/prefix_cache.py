@@ -19,6 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
 from cirloop.backbones.base import ImageFeatures, Inputs
+from cirloop.backbones.transfer import to_device
 from cirloop.backbones.vision import VisionBase
 from cirloop.captioning.base import CaptionRequest
 from cirloop.monitoring import profiling
@@ -147,7 +148,7 @@ def _inputs(
         "vision_tokens": tokens,
         "image_grid_thw": grids,
     }
-    return {name: tensor.to(captioner.device) for name, tensor in inputs.items()}
+    return {name: to_device(tensor, captioner.device) for name, tensor in inputs.items()}
 
 
 def _extend(

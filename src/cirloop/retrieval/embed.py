@@ -127,20 +127,23 @@ def embed_shard(
     ]
     batches = batches_of(lengths, batch_size, max_tokens)[shard[0] :: shard[1]]
     backbone.module.eval()
+    computed: list[tuple[Sequence[EmbedInput], torch.Tensor]] = []
     embedded: list[npt.NDArray[np.float32]] = []
 
-    def vectors_of(batch: Sequence[EmbedInput]) -> npt.NDArray[np.float32]:
+    def vectors_of(batch: Sequence[EmbedInput]) -> torch.Tensor:
         inputs = backbone.inputs(batch, features.get([item.image for item in batch]))
-        vectors: npt.NDArray[np.float32] = backbone.module(inputs).cpu().numpy()
+        vectors: torch.Tensor = backbone.module(inputs)
         profiling.add_tokens(inputs)
         return vectors
 
     for rows in profiling.profile_batches(progress(batches, title), "embedding"):
         batch = [items[i] for i in rows]
-        vectors = np.concatenate(run_with_oom_split(vectors_of, batch, "items to embed", WAY_OUT))
+        vectors = torch.cat(run_with_oom_split(vectors_of, batch, "items to embed", WAY_OUT))
         profiling.add(items=len(batch))
-        check_finite(batch, vectors)
-        embedded.append(vectors)
+        computed.append((batch, vectors))
+        if len(computed) == 2:  # while a GPU computes a batch, the one before is fetched
+            embedded.append(_to_host(*computed.pop(0)))
+    embedded += [_to_host(*pair) for pair in computed]
     done = [row for rows in batches for row in rows]
     logger.info(
         "%s: %d of %d unique inputs in %d batches, %.1f s",
@@ -152,6 +155,13 @@ def embed_shard(
         extra={"bar": True},  # a terminal had the bar; a stage's own line has the sum
     )
     return done, np.concatenate(embedded) if embedded else np.zeros((0, 0), np.float32)
+
+
+def _to_host(batch: Sequence[EmbedInput], vectors: torch.Tensor) -> npt.NDArray[np.float32]:
+    """Return a batch's vectors. Raises NonFiniteEmbedding where one is not finite."""
+    on_host: npt.NDArray[np.float32] = vectors.cpu().numpy()
+    check_finite(batch, on_host)
+    return on_host
 
 
 @torch.inference_mode()
