@@ -100,7 +100,7 @@ def nothing_mined(content: Content, settings: MiningSettings) -> str:
     if content["negatives"] or pairs or not is_asked:
         return ""
     summary = content["summary"]
-    dropped = sum(summary["filters"].values())
+    dropped = sum(row["dropped"] for row in summary["filters"])
     causes = []
     if settings.skips_solved_queries and summary["target_first"]:
         causes.append(f"{summary['target_first']} of them rank their target first")
