@@ -82,7 +82,7 @@ def _vectors(array: Any, name: str, problems: ValidationReport) -> Any:
     try:
         return None if array is None else validate_embeddings(array, name)
     except UserError as error:
-        problems.add(name, str(error))
+        problems.add(name, str(error).removeprefix(name).lstrip(": "))
         return None
 
 
