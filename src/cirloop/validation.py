@@ -61,6 +61,11 @@ def counted(num: int, noun: str, plural: str | None = None) -> str:
     return f"{num:,} {noun}" if num == 1 else f"{num:,} {plural or f'{noun}s'}"
 
 
+def are(num: int) -> str:
+    """Return the verb of so many: "is" or "are"."""
+    return "is" if num == 1 else "are"
+
+
 def group_by_cause(rows: Sequence[Problem]) -> list[tuple[str, str]]:
     """Return where and what, in the order of each cause's first problem.
 

@@ -205,7 +205,7 @@ WRONG: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "positives unknown": (
         text("p.json", '{"99": []}'),
         "--positives p.json",
-        "queries are unknown, the first: '99'",
+        "1 query is unknown, the first: '99'",
     ),
     "positives outside": (
         text("p.json", '{"0": [60]}'),
