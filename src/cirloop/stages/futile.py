@@ -83,11 +83,11 @@ def weak_judge(content: Content, floor: float) -> str:
     if summary["auc"] is None or summary["auc"] >= floor:
         return ""
     return (
-        f"the foundation model ({summary['judge']}) cannot tell right texts from wrong ones: its"
+        f"the foundation model ({summary['judge']}) hardly tells right texts from wrong ones: its"
         f" AUC is {summary['auc']:.2f} ± {summary['standard_error']:.2f} on"
         f" {summary['right']} right and {summary['wrong']} wrong planted pairs (0.5 = by chance),"
-        f" and captioning.min_judge_auc is {floor}. What it accepts is not better than what it"
-        " rejects. Use another --foundation_model_backbone or --foundation_model_path, or another"
+        f" and captioning.min_judge_auc is {floor}. What it accepts is hardly better than what"
+        " it rejects. Use another --foundation_model_backbone or --foundation_model_path, or another"
         " captioning.verify_prompt; or set captioning.min_verify_probability 0 and check by the"
         " round trip alone"
     )
