@@ -87,9 +87,9 @@ def weak_judge(content: Content, floor: float) -> str:
         f" AUC is {summary['auc']:.2f} ± {summary['standard_error']:.2f} on"
         f" {summary['right']} right and {summary['wrong']} wrong planted pairs (0.5 = by chance),"
         f" and captioning.min_judge_auc is {floor}. What it accepts is hardly better than what"
-        " it rejects. Use another --foundation_model_backbone or --foundation_model_path, or another"
-        " captioning.verify_prompt; or set captioning.min_verify_probability 0 and check by the"
-        " round trip alone"
+        " it rejects. Use another --foundation_model_backbone or --foundation_model_path, or"
+        " another captioning.verify_prompt; or set captioning.min_verify_probability 0 and check by"
+        " the round trip alone"
     )
 
 
