@@ -56,6 +56,7 @@ def test_one_set_of_base_weights_at_every_stage(
     )
     runner.run(config)
     stages = {
+        "judge_iter_1.json",
         "hard_negatives_iter_0.json",
         "augmented_samples_iter_1.json",
         "checkpoint_iter_0",

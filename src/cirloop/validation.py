@@ -56,9 +56,14 @@ class ValidationFailed(UserError):
         super().__init__("\n".join([f"{self.count}:", *lines, *ways]))
 
 
-def counted(num: int, noun: str) -> str:
+def counted(num: int, noun: str, plural: str | None = None) -> str:
     """Return a number with its noun, such as "1 problem" and "2 problems"."""
-    return f"{num:,} {noun}" if num == 1 else f"{num:,} {noun}s"
+    return f"{num:,} {noun}" if num == 1 else f"{num:,} {plural or f'{noun}s'}"
+
+
+def are(num: int) -> str:
+    """Return the verb of so many: "is" or "are"."""
+    return "is" if num == 1 else "are"
 
 
 def group_by_cause(rows: Sequence[Problem]) -> list[tuple[str, str]]:

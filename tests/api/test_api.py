@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import cirloop
@@ -122,6 +123,13 @@ def test_all_that_is_wrong_with_arrays_and_settings(changes: dict[str, Any], say
     given = {"queries": vectors(3, 8), "gallery": vectors(20, 8, seed=1), "targets": [0, 1, 2]}
     with pytest.raises(UserError, match=says):
         cirloop.mine_negatives(**{**given, **changes})
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("device", ["cuda", "cuda:0,cuda:1"])
+def test_a_gpu_that_is_not_there_is_named(device: str) -> None:
+    with pytest.raises(UserError, match=f"device '{device}': torch sees no CUDA GPU here"):
+        cirloop.mine_negatives(vectors(3, 8), vectors(20, 8, seed=1), [0, 1, 2], device=device)
 
 
 def test_scores_are_those_of_the_evaluation(shapes: Dataset, finished: Path) -> None:

@@ -14,7 +14,8 @@ from cirloop.artifacts.store import Store
 from cirloop.captioning.base import CaptionRequest
 from cirloop.captioning.config import CaptioningSettings, RelabelSettings
 from cirloop.captioning.foundation import TemplateFoundation
-from cirloop.captioning.relabel import HUMAN_TEXT, judge_mined, planted_pairs
+from cirloop.captioning.planted import draw_pairs
+from cirloop.captioning.relabel import HUMAN_TEXT, judge_mined
 from cirloop.cli import runner
 from cirloop.data.known_positives import KnownPositives
 from cirloop.training.batches import BatchSampler
@@ -32,22 +33,13 @@ def judged(truth: float, lie: float, **settings: Any) -> Any:
     for mined ones."""
 
     def yes_probability(requests: Sequence[CaptionRequest]) -> list[float]:
-        planted = [(r.reference, r.text, r.image) for r in requests[: -len(MINED)]]
+        if requests == MINED:
+            return [0.0, 0.3, 0.6, 0.9]
         right = {(t.query.reference, t.query.text, t.target) for t in TRIPLETS}
-        return [*(truth if pair in right else lie for pair in planted), 0.0, 0.3, 0.6, 0.9]
+        return [truth if (r.reference, r.text, r.image) in right else lie for r in requests]
 
-    options = RelabelSettings(num_planted=10, **settings)
-    return judge_mined(MINED, TRIPLETS, options, yes_probability, seed=1)
-
-
-def test_one_planted_pair_in_ten_is_right() -> None:
-    requests, is_right = planted_pairs(TRIPLETS, 10, seed=1)
-    right = {(t.query.reference, t.query.text, t.target) for t in TRIPLETS}
-    assert [(r.reference, r.text, r.image) in right for r in requests] == is_right
-    assert (len(is_right), sum(is_right)) == (100, 10)
-    assert planted_pairs(TRIPLETS, 10, seed=1)[0] == requests
-    assert planted_pairs(TRIPLETS, 10, seed=2)[0] != requests
-    assert sum(planted_pairs(TRIPLETS, 99, seed=1)[1]) == 20
+    planted = draw_pairs(TRIPLETS, 10, 1, lambda _: False)
+    return judge_mined(MINED, planted, RelabelSettings(**settings), yes_probability)
 
 
 def test_what_is_called_right_is_kept_with_its_probability() -> None:
@@ -89,8 +81,7 @@ def test_a_run_trains_on_further_positives_and_never_against_them(
     samples = Store(directory).load("augmented_samples_iter_1.json")
     content = samples.read()
     judgement = content["summary"]["relabelled"]
-    assert judgement["precision"] > 0.8  # of two families, another text may be right too
-    assert judgement["recall"] == 1
+    assert judgement["precision"] == judgement["recall"] == 1
     assert judgement["kept"] == len(content["relabelled"]) > 0
     account = json.loads((directory / "accounting_iter_1.json").read_text())
     assert account["relabelled"] == account["relabelled_right"] == judgement["kept"]

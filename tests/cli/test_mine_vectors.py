@@ -177,11 +177,11 @@ WRONG: dict[str, tuple[Callable[[Path], object], str, str]] = {
     ),
     "no array": (text("g.npy", "hello"), "", "--gallery-embeddings .*g.npy: is not a .npy array"),
     "objects": (save("q.npy", np.array([{}], object)), "", "is not a .npy array .*Python objects"),
-    "NaN": (save("q.npy", NAN), "", "row 0 is not finite"),
+    "NaN": (save("q.npy", NAN), "", "--query-embeddings: row 0 is not finite"),
     "doubles": (
         save("q.npy", NAN.astype(float)),
         "",
-        "must be a float16 or float32 array .* found float64.*astype",
+        "--query-embeddings: must be a float16 or float32 array .* found float64.*astype",
     ),
     "other width": (save("q.npy", ONES[:, :3]), "", "has 3 dimensions, --gallery-embeddings 16"),
     "no rows": (save("q.npy", ONES[:0]), "", "must have at least one row each"),
@@ -205,7 +205,7 @@ WRONG: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "positives unknown": (
         text("p.json", '{"99": []}'),
         "--positives p.json",
-        "queries are unknown, the first: '99'",
+        "1 query is unknown, the first: '99'",
     ),
     "positives outside": (
         text("p.json", '{"0": [60]}'),

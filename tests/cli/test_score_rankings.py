@@ -290,7 +290,7 @@ RUBBISH: dict[str, tuple[Callable[[Path], object], str]] = {
         rewritten(RANKINGS, lambda rows: rows.pop("1")),
         "1 of 2 queries are not ranked: 1",
     ),
-    "unknown query": (ranks(x=["dev-1"]), "1 queries are unknown: x"),
+    "unknown query": (ranks(x=["dev-1"]), "1 query is unknown: x"),
     "ranking not a list": (ranks(q0="dev-1"), NO_LIST),
     "ranking empty": (ranks(q0=[]), NO_LIST),
     "ranking with a number": (ranks(q0=[1.5]), NO_LIST),

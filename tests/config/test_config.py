@@ -340,7 +340,7 @@ DECISIVE = {
 }
 INDECISIVE = {
     *"config fast_mode experiment_dir auto_resume resume_from_iteration dry_run data_dir".split(),
-    *"num_iterations runtime train_dir report_only retrieval_fallback".split(),
+    *"num_iterations stop_on_futile_round runtime train_dir report_only retrieval_fallback".split(),
 }
 
 

@@ -17,9 +17,10 @@ from markdown_it import MarkdownIt
 from cirloop.captioning.foundation import CatalogueFoundation
 from cirloop.data.config import JsonlSettings
 from cirloop.tools.export.card import UNKNOWN, card, code_of, license_of
+from cirloop.tools.export.config import ExportConfig
 from cirloop.tools.export.prompt_spec import PromptSpec
 from cirloop.tools.export.roundtrip import Difference
-from cirloop.tools.export.source import ExportSource
+from cirloop.tools.export.source import ExportSource, load_source
 from cirloop.tools.export.templates import code
 from tests.export.conftest import source_of
 
@@ -65,6 +66,15 @@ def test_metadata(export_format: str, run: Path) -> None:
         "standard_errors"
     ]
     assert {r.metric_args["protocol"] for r in stated.values()} == {found["protocol"]}
+
+
+def test_the_best_iteration_is_said_to_be_that(run: Path) -> None:
+    best = read(run / "evaluation_results.json")["best"]
+    for iteration in (0, 1):
+        options = ExportConfig(experiment_dir=run, iteration=str(iteration), format="adapter")
+        text = card(load_source(options), PROMPT_SPEC, None)
+        words = f"iteration {iteration} is the best by {best['metric']} on shapes_val"
+        assert (f"Of the run's iterations, {words}" in text) == (iteration == best["iteration"])
 
 
 def test_text(run: Path) -> None:

@@ -72,8 +72,8 @@ except ValueError as error:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--vectors"], "(?s)2 problems.*experiment_dir.*output"),
-        (["--vectors", "--format", "adapter"], "(?s)format: Input should be 'npy' or 'parquet'"),
+        (["--vectors"], "(?s)2 problems.*--experiment-dir: is needed: The run.*--output: is"),
+        (["--vectors", "--format", "adapter"], "(?s)--format: Input should be 'npy' or 'parquet'"),
         (["--split", "val"], "--split"),
     ],
 )

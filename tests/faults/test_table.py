@@ -43,6 +43,8 @@ ELSEWHERE = {
     "monitoring.profiling": ("collect_workers", "_save_trace"),  # _save_trace: traces, by request
     "monitoring.trackers": ("tracking",),  # by request; tests/monitoring/test_trackers.py
     "stages.train": ("train.build",),  # of a warm-up of no steps
+    "stages.judge": ("measure_judge.build",),  # where verdicts are asked for
+    "loop": ("iterate",),  # of a run that a round ended which cannot help
     # the cache held to a size, and a nameless file
     "backbones.tensor_cache": ("TensorCache._make_room", "_open_shard"),
     "retrieval.vectors": ("zeros_or_memmap",),

@@ -63,6 +63,7 @@ def mine_negatives(  # noqa: PLR0913 - what is known of a gallery
     `search="ivf"`. Raises UserError with every problem of the settings or arrays.
     """
     mining = _mining_settings(strategy, settings)
+    _refuse_no_gpu(device)
     import numpy as np
 
     from cirloop.negatives.miner import mine
@@ -86,6 +87,18 @@ def mine_negatives(  # noqa: PLR0913 - what is known of a gallery
     with prepared_process():
         results = list(mine(mining, inputs, context, device))
     return _as_arrays(results, mining.strategy.negatives_per_query)
+
+
+def _refuse_no_gpu(device: str) -> None:
+    """Raise UserError for a GPU where torch sees none."""
+    if not device.startswith("cuda"):
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        raise UserError(
+            f"device {device!r}: torch sees no CUDA GPU here. Leave it out, or give 'cpu'."
+        )
 
 
 def _mining_settings(strategy: str | Strategy, settings: dict[str, Any]) -> MiningSettings:

@@ -43,6 +43,7 @@ SCHEMAS = {
     ),
     "images": FileSchema(2, checksummed=True, remedy="It is remade."),
     "state": FileSchema(checksummed=True, remedy="Delete its directory to train from the start."),
+    "judge": FileSchema(),
     "hard_negatives": FileSchema(3),
     "augmented_samples": FileSchema(),
     "ranked_negatives": FileSchema(),

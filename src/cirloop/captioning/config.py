@@ -22,7 +22,8 @@ class RelabelSettings(Settings):
     """Least precision of that judgement on planted pairs, one in ten of them right; below it no
     image of the iteration becomes a positive, and a warning says so."""
     num_planted: int = Field(50, ge=10)
-    """Right pairs that are planted, with nine times as many wrong ones."""
+    """Right pairs that are planted, here and for `captioning.min_judge_auc`, with nine times as
+    many wrong ones."""
 
 
 class CaptioningSettings(Settings):
@@ -51,6 +52,9 @@ class CaptioningSettings(Settings):
     min_verify_probability: float = Field(0.5, ge=0, lt=1)
     """Least probability of "yes" when the foundation model is asked if the text is right; 0 = do
     not request."""
+    min_judge_auc: float = Field(0.7, ge=0, le=1)
+    """Least AUC of the foundation model's verdicts on planted pairs, measured before the first
+    texts; below it a warning says so, and `stop_on_futile_round` ends the run. 0 = not measured."""
     max_round_trip_rank: int = Field(20, ge=0)
     """Lowest rank the current embedder may give the mined image for the new text; 0 = do not
     check."""
@@ -76,6 +80,13 @@ class CaptioningSettings(Settings):
                 " max_round_trip_rank 0, or lower min_round_trip_rank"
             )
         return self
+
+    def measures_judge(self, foundation: Foundation, *, filters: bool) -> bool:
+        """Return whether it is measured how well the foundation model judges: where it is asked for
+        verdicts, here or by `filters` of mining, and can be wrong."""
+        writes = self.enabled and (self.min_verify_probability or self.relabel.min_probability)
+        is_asked = bool(writes or filters) and foundation.can_verify
+        return is_asked and self.min_judge_auc > 0 and not foundation.judges_exactly
 
     @property
     def checks_round_trip(self) -> bool:

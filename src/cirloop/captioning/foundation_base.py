@@ -21,6 +21,8 @@ class Foundation(ModelSettings):
     """Whether the model is shown one image that holds both."""
     can_verify: ClassVar[bool] = True
     """Whether the model can say if a text is right."""
+    judges_exactly: ClassVar[bool] = False
+    """Whether what it says of a text is never wrong."""
     can_describe: ClassVar[bool] = True
     """Whether the model can say what an image shows."""
     is_timed: ClassVar[bool] = True

@@ -61,6 +61,7 @@ class CatalogueFoundation(WithoutModel):
     """No model: true texts and exact verdicts from a catalogue, which knows what the images show:
     the data set's own, as `shapes` has one, or a `file`."""
 
+    judges_exactly: ClassVar[bool] = True
     type: Literal["catalogue"] = "catalogue"
     file: Path | None = None
     """JSON or YAML of what images show, {image or folder: {attribute: value}}. None: the data set's

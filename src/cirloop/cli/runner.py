@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NoReturn
 
-from cirloop.artifacts import run_lock
+from cirloop.artifacts import run_lock, schema
 from cirloop.artifacts.store import Store
 from cirloop.cli.iterations import done_iterations
 from cirloop.config import notices
@@ -144,7 +144,16 @@ def run(config: RunConfig) -> list[dict[str, Any]]:
 
 
 def _log_end(config: RunConfig, results: Sequence[dict[str, Any]], seconds: float) -> None:
-    """Log what was gained, and where the results are, the report last."""
+    """Log why the run ended early, where it did, what was gained, and where the results are, the
+    report last."""
+    stopped = schema.read(config.directory / RESULTS).get("stopped_early", {})
+    if "reason" in stopped:
+        logger.warning(
+            "ended after round %d of %d by --stop_on_futile_round: %s",
+            stopped["after"],
+            config.num_iterations,
+            stopped["reason"],
+        )
     gain = gain_words(results)
     if gain:
         logger.info("%s", gain)

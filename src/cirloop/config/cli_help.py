@@ -50,6 +50,10 @@ COMMON = {
         "evaluation.early_stopping",
         "Rounds without a better result on val that end the run; 0 = do all.",
     ),
+    "stop_on_futile_round": (
+        "stop_on_futile_round",
+        "End the run where a round cannot help (docs/when-it-stops.md).",
+    ),
     "negative_strategy": (
         "mining.strategy.type",
         "Which wrong images are mined (docs/negatives.md).",

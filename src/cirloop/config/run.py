@@ -75,6 +75,8 @@ class RunConfig(FlagSettings):
     --data_dir."""
     num_iterations: int = Field(3, ge=0)
     """Rounds of mine, caption, train, evaluate after the warm-up."""
+    stop_on_futile_round: bool = False
+    """End the run where a round cannot help (docs/when-it-stops.md); a warning says so anyway."""
     seed: int = Field(0, ge=0, description="Of all random numbers of the run.")
     retrieval: Literal["real", "simulated"] = "real"
     """`simulated`: no model; rankings are drawn from the seed, for trying the machinery on data of
@@ -147,7 +149,8 @@ class RunConfig(FlagSettings):
         `training.max_skipped_batches`: a finished stage left out the bad batches that it had,
         whatever the limit. Nor is `training.grad_cache_chunk_size`, so that a run that ran out of
         memory can resume: it decides only which dropout is drawn. Nor are how a server of the
-        foundation model is reached, and `evaluation.early_stopping`, which ends a run.
+        foundation model is reached, and `evaluation.early_stopping` and
+        `captioning.min_judge_auc`, which end a run.
         """
         keep = {
             "seed",
@@ -168,6 +171,7 @@ class RunConfig(FlagSettings):
                 "training": {"max_skipped_batches", "grad_cache_chunk_size"},
                 "foundation": {*self.foundation.resultless},
                 "evaluation": {"early_stopping"},
+                "captioning": {"min_judge_auc"},
             },
         )
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cirloop.types import ImageId, LabeledQueries, QueryId, Rankings
-from cirloop.validation import ValidationReport
+from cirloop.validation import ValidationReport, are, counted
 
 MAX_EXAMPLES = 3
 """Examples that a message gives."""
@@ -51,7 +51,7 @@ def check(
     if len(parts) > 1:
         categories = {part.category for part in parts}
         unknown = [key for key in content if key not in categories]
-        _unknown(path, "categories", unknown, problems)
+        _unknown(path, ("category", "categories"), unknown, problems)
     for part in parts:
         rows: Any = content
         if len(parts) > 1:
@@ -77,7 +77,8 @@ def _part(
         problems.add(
             where, f"{len(missing)} of {len(queries)} queries are not ranked: {preview(missing)}"
         )
-    _unknown(where, "queries", [key for key in rows if key not in queries], problems)
+    others = [key for key in rows if key not in queries]
+    _unknown(where, ("query", "queries"), others, problems)
     gallery_ids = set(part.gallery.ids) if part.gallery else None
     rankings: dict[QueryId, list[ImageId]] = {}
     malformed: list[str] = []
@@ -127,9 +128,13 @@ def to_json(parts: Sequence[LabeledQueries], rankings: Sequence[Rankings]) -> di
     return dict(by_category) if len(parts) > 1 else dict(next(iter(by_category.values())))
 
 
-def _unknown(where: object, noun: str, keys: Sequence[str], problems: ValidationReport) -> None:
+def _unknown(
+    where: object, nouns: tuple[str, str], keys: Sequence[str], problems: ValidationReport
+) -> None:
+    """Add a problem where keys are unknown; `nouns` are what one and several are called."""
     if keys:
-        problems.add(where, f"{len(keys)} {noun} are unknown: {preview(keys)}")
+        num = len(keys)
+        problems.add(where, f"{counted(num, *nouns)} {are(num)} unknown: {preview(keys)}")
 
 
 def preview(names: Sequence[str]) -> str:

@@ -7,6 +7,7 @@ import re
 STAGES = {
     "evaluation": "evaluation",
     "checkpoint": "training",
+    "judge": "judging",
     "hard_negatives": "mining",
     "augmented_samples": "captions",
     "ranked_negatives": "ranking",

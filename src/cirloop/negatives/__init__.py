@@ -141,6 +141,11 @@ class MiningSettings(Settings):
         return self.num_rounds is None or iteration <= self.num_rounds
 
     @property
+    def verifies(self) -> bool:
+        """Whether a filter asks the foundation model for verdicts."""
+        return any(mining_filter.type == "verify" for mining_filter in self.filters)
+
+    @property
     def skips_solved_queries(self) -> bool:
         """Whether queries whose target is ranked first are passed over."""
         chosen = self.only_failed_queries

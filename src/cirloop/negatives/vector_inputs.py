@@ -14,7 +14,7 @@ from cirloop.negatives.miner import MiningInputs
 from cirloop.retrieval.dense import all_scores
 from cirloop.retrieval.vectors import validate_embeddings
 from cirloop.types import UserError
-from cirloop.validation import ValidationReport
+from cirloop.validation import ValidationReport, are, counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ def _vectors(array: Any, name: str, problems: ValidationReport) -> Any:
     try:
         return None if array is None else validate_embeddings(array, name)
     except UserError as error:
-        problems.add(name, str(error))
+        problems.add(name, str(error).removeprefix(name).lstrip(": "))
         return None
 
 
@@ -120,7 +120,9 @@ def _lists(
         row_numbers = {str(number) for number in range(num or 0)}
         unknown = [key for key in content if key not in row_numbers]
         if unknown:
-            problems.add(name, f"{len(unknown)} queries are unknown, the first: {unknown[0]!r}")
+            num = len(unknown)
+            queries = counted(num, "query", "queries")
+            problems.add(name, f"{queries} {are(num)} unknown, the first: {unknown[0]!r}")
             return None
         content = [content.get(str(number), []) for number in range(num or 0)]
     if content is None:

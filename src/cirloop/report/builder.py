@@ -38,11 +38,14 @@ def write_report(config: RunConfig, store: Store, data: Dataset | None = None) -
     results = try_read(lambda: schema.read(file))[0] if file.exists() else None
     stopped = results is not None and "stopped_early" in results
     planned = [] if stopped else expected_artifacts(config, False)
+    # What is not there before the last finished artifact will not come, such as the measurement of
+    # the judge in a run that had texts already.
+    last = max((place for place, name in enumerate(planned) if name in store.names), default=-1)
     return report.write(
         report.ReportData(
             store.directory,
             frozenset(store.names),
-            [name for name in planned if name not in store.names],
+            planned[last + 1 :],
             partial(_read, store),
             config.to_json(),
             config.data.protocol.reported,

@@ -47,7 +47,7 @@ def section(data: ReportData, thumbnails: Thumbnails) -> tuple[Section, Summarie
             if is_on
             else "This run writes no captions (captioning.enabled is off)."
         )
-        return Section("captions", "Captions", [note]), {}
+        return Section("captions", "Captions", [note], tables=_judge(data)), {}
     note = (
         "A foundation model wrote the text that would make a mined image right. Accepted texts"
         " become training triplets; each rejected one is kept with the check that it failed."
@@ -60,7 +60,7 @@ def section(data: ReportData, thumbnails: Thumbnails) -> tuple[Section, Summarie
             [note],
             (),
             [chart],
-            [*_true_texts(data), *_relabelled(data, summaries)],
+            [*_true_texts(data), *_judge(data), *_relabelled(data, summaries)],
             examples,
             legend(REASONS, (reason for row in summaries.values() for reason in row["rejected"])),
         ),
@@ -104,6 +104,21 @@ def _true_texts(data: ReportData) -> list[Table]:
         if rows
         else []
     )
+
+
+def _judge(data: ReportData) -> list[Table]:
+    """Return how well the foundation model told planted right pairs from wrong ones."""
+    rows = []
+    for _, content in data.artifacts("judge_iter_{t}.json"):
+        summary = content["summary"]
+        value = summary["auc"]
+        cell = "not known" if value is None else f"{value:.3f} ± {summary['standard_error']:.3f}"
+        floor = str(data.settings["captioning"]["min_judge_auc"])
+        counts = (str(summary["right"]), str(summary["wrong"]))
+        rows.append((shortened(summary["judge"]), *counts, cell, floor))
+    columns = ("judge", "right pairs", "wrong pairs", "AUC", "floor")
+    title = "How well the foundation model tells right texts from wrong ones (0.5 = by chance)"
+    return [Table(title, columns, rows)] if rows else []
 
 
 def _relabelled(data: ReportData, summaries: Summaries) -> list[Table]:

@@ -14,8 +14,10 @@ from cirloop.artifacts.store import Artifact
 from cirloop.captioning import pipeline
 from cirloop.captioning.base import CaptionRequest
 from cirloop.captioning.batched_captioner import CaptionClient
+from cirloop.captioning.planted import planted_pairs
 from cirloop.captioning.relabel import HUMAN_TEXT, Judgement, judge_mined
 from cirloop.data.known_positives import normal_text
+from cirloop.stages import futile
 from cirloop.stages.context import RunContext
 from cirloop.types import AugmentedTriplet, ImageId, MinedNegative, Query, QueryId, Triplet
 
@@ -28,8 +30,13 @@ def caption(
     before: Sequence[Artifact],
 ) -> Artifact | None:
     """Write augmented_samples_iter_{t}.json: mined images with a new text that makes them right,
-    and rejected texts; None where `captioning.enabled` is off."""
+    and rejected texts; None where `captioning.enabled` is off.
+
+    Raises FutileRound where nothing is mined or accepted, and that ends the run.
+    """
     config = run.config
+    reason = futile.nothing_mined(negatives.read(), config.mining)
+    futile.end_if_futile(run, iteration - 1, reason)
     if not config.captioning.enabled:
         return None
     config.captioning.check(config.foundation)
@@ -66,11 +73,14 @@ def caption(
         if texts.judgement is not None:
             content["summary"] |= {"relabelled": texts.judgement}
             content["relabelled"] = [asdict(triplet) for triplet in texts.relabelled]
+        futile.warn(run, futile.nothing_accepted(content))
         write_json(path, run.mark | content)
 
     inputs = [negatives.digest, checkpoint.digest, run.data.digest, *(b.digest for b in before)]
     name = f"augmented_samples_iter_{iteration}.json"
-    return run.build(name, _settings(run), inputs, build, iteration)
+    samples = run.build(name, _settings(run), inputs, build, iteration)
+    futile.end_if_futile(run, iteration - 1, futile.nothing_accepted(samples.read()))
+    return samples
 
 
 def _settings(run: RunContext) -> dict[str, Any]:
@@ -153,9 +163,8 @@ def _relabel(
     pairs = [
         CaptionRequest(queries[n.query].reference, n.image, queries[n.query].text) for n in mined
     ]
-    positives, judgement = judge_mined(
-        pairs, run.data.train.triplets, settings, yes_probability, config.seed
-    )
+    planted = planted_pairs(run.data.train, settings.num_planted, config.seed)
+    positives, judgement = judge_mined(pairs, planted, settings, yes_probability)
     if judgement["right"] and not positives:
         precision = judgement["precision"]
         figure = "not known" if precision is None else f"{100 * precision:.0f}%"

@@ -79,6 +79,8 @@ def _method_rows(config: RunConfig, data: Dataset) -> Rows:
     )
     if config.evaluation.early_stopping:
         steps += f", fewer after {config.evaluation.early_stopping} without a better result on val"
+    if config.stop_on_futile_round:
+        steps += ", fewer where a round cannot help"
     rows = (
         f"{training.batch_size} queries a step, {training.grad_cache_chunk_size or 'all'} rows at"
         " once"

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from cirloop.artifacts.atomic import write_json
 from cirloop.artifacts.store import Artifact
 from cirloop.backbones import EmbedInput
@@ -17,6 +19,8 @@ from cirloop.evaluation.best import best_of, is_out_of_patience
 from cirloop.evaluation.significance import compare_iterations
 from cirloop.retrieval.embed import query_items
 from cirloop.retrieval.images import ranks_of_images, scores_of_images, topk_images
+from cirloop.retrieval.topk import scores_of
+from cirloop.stages import futile
 from cirloop.stages.context import RunContext, Vectors
 from cirloop.stages.models import Embedder
 from cirloop.types import EvalSplit, ImageId, QueryId, UserError
@@ -25,6 +29,10 @@ logger = logging.getLogger(__name__)
 Ablation = Literal["text", "image"] | None
 NUM_BEST = 10
 """Best images per query that an evaluation keeps."""
+NUM_SAMPLED = 16
+"""Queries, and images, whose scores it keeps."""
+PER_QUERY = ("ranks", "top", "sample_scores")
+"""What of an evaluation is in its own artifact only."""
 
 
 def evaluate(
@@ -38,7 +46,12 @@ def evaluate(
     """
 
     def build(path: Path) -> None:
-        write_json(path, evaluation(run, label, checkpoint, split_name))
+        content = evaluation(run, label, checkpoint, split_name)
+        earlier = f"evaluation_{f'iter_{iteration - 1}' if iteration else 'base'}.json"
+        if iteration is not None and checkpoint is not None and earlier in run.store.names:
+            before = run.store.load(earlier).read()
+            futile.warn(run, futile.unmoved(run, iteration, before, content))
+        write_json(path, content)
 
     settings = run.stage_config("model", "data") | {"split": split_name}
     if run.config.evaluation.alone:
@@ -63,25 +76,30 @@ def evaluation(
     labeled = [part.labeled for part in parts]
     metrics = protocols.metrics(labeled, rows_by_query)
     compared = parts[0].labeled.protocol.primary_metric
+    sample = {} if ablate else _sample(run, backbone, parts[-1])
     if run.config.evaluation.alone and ablate is None:
         metrics |= _alone(run, backbone, parts, compared)
-    return run.mark | {
-        "schema": 4,
-        "iteration": label.removeprefix("iter_"),
-        "split": parts[0].name,
-        "queries": sum(len(part.queries) for part in parts),
-        "gallery": sum(len(part.gallery.ids) for part in parts),
-        "missing_images": sum(part.missing for part in parts),
-        "dropped_queries": sum(part.dropped for part in parts),
-        "protocol": protocols.describe(labeled),
-        "ablated": ablate,
-        "model": backbone.fingerprint,
-        "metrics": {name: round(m.value, 6) for name, m in metrics.items()},
-        "standard_errors": {name: round(m.se, 6) for name, m in metrics.items()},
-        "compared_on": compared,
-        "ranks": [row for part in parts for row in _query_rows(part, rows_by_query, compared)],
-        "top": tops,
-    }
+    return (
+        run.mark
+        | {
+            "schema": 4,
+            "iteration": label.removeprefix("iter_"),
+            "split": parts[0].name,
+            "queries": sum(len(part.queries) for part in parts),
+            "gallery": sum(len(part.gallery.ids) for part in parts),
+            "missing_images": sum(part.missing for part in parts),
+            "dropped_queries": sum(part.dropped for part in parts),
+            "protocol": protocols.describe(labeled),
+            "ablated": ablate,
+            "model": backbone.fingerprint,
+            "metrics": {name: round(m.value, 6) for name, m in metrics.items()},
+            "standard_errors": {name: round(m.se, 6) for name, m in metrics.items()},
+            "compared_on": compared,
+            "ranks": [row for part in parts for row in _query_rows(part, rows_by_query, compared)],
+            "top": tops,
+        }
+        | sample
+    )
 
 
 def _rank(
@@ -120,6 +138,20 @@ def _alone(
     return metrics
 
 
+def _sample(run: RunContext, backbone: Embedder, part: EvalSplit) -> dict[str, Any]:
+    """Return the scores of a few queries with a few images, by which it is seen whether embeddings
+    have moved; nothing where they are drawn."""
+    if run.config.retrieval == "simulated":
+        return {}
+    vectors, gallery = _embed_part(run, backbone, part)  # which are kept of this part
+    query_S, image_S = (
+        np.unique(np.linspace(0, len(rows) - 1, min(NUM_SAMPLED, len(rows))).astype(np.int64))
+        for rows in (vectors, gallery)
+    )
+    scores_SS = scores_of(vectors[query_S], gallery, np.tile(image_S, (len(query_S), 1)))
+    return {"sample_scores": np.round(scores_SS.astype(np.float64), 6).tolist()}
+
+
 def _query_rows(
     part: EvalSplit, rows_by_query: Mapping[QueryId, Any], compared: str
 ) -> Iterator[list[Any]]:
@@ -151,13 +183,16 @@ def _best_images(part: EvalSplit, vectors: Vectors, gallery: Vectors) -> list[li
     ]
 
 
-def summary(evaluations: Sequence[dict[str, Any]], config: RunConfig) -> dict[str, Any]:
+def summary(
+    evaluations: Sequence[dict[str, Any]],
+    config: RunConfig,
+    end: futile.FutileRound | None = None,
+) -> dict[str, Any]:
     """Return evaluation_results.json: the evaluations without their queries' rows, each compared
-    with the one before, the best iteration, and the round that early stopping ends the run after,
-    where that is not the last one anyway."""
+    with the one before, the best iteration, and the round that early stopping, or a futile round
+    (`end`), ends the run after, where that is not the last one anyway."""
     results = [
-        {name: value for name, value in row.items() if name not in ("ranks", "top")}
-        for row in evaluations
+        {name: value for name, value in row.items() if name not in PER_QUERY} for row in evaluations
     ]
     best = best_of(evaluations)
     content = {"schema": 4, "results": results, "compared": compare_iterations(evaluations)}
@@ -168,6 +203,8 @@ def summary(evaluations: Sequence[dict[str, Any]], config: RunConfig) -> dict[st
         after = int(results[-1]["iteration"])
         if after < config.num_iterations:
             content["stopped_early"] = {"after": after, "patience": patience}
+    if end is not None:
+        content["stopped_early"] = end.to_json()
     return content
 
 

@@ -33,6 +33,7 @@ from cirloop.retrieval.arrays import Floats
 from cirloop.retrieval.embed import query_items
 from cirloop.retrieval.topk import scores_of
 from cirloop.retrieval.vectors import validate_embeddings
+from cirloop.stages import futile
 from cirloop.stages.anchors import mine_anchors
 from cirloop.stages.context import RunContext
 from cirloop.stages.exclusions import barred_rows, captioned_rows
@@ -59,12 +60,11 @@ def mine(
         content = mine_split(run, backbone, iteration, known, augmented)
         if run.config.mining.anchors.num:
             content["anchors"] = mine_anchors(run, backbone, iteration, known, augmented)
+        futile.warn(run, futile.nothing_mined(content, run.config.mining))
         write_json(path, run.mark | content)
 
     attributes = run.config.attributes
-    uses_captioner = any(
-        mining_filter.type == "verify" for mining_filter in run.config.mining.filters
-    ) or (attributes and attributes.image_source == "vlm")
+    uses_captioner = run.config.mining.verifies or (attributes and attributes.image_source == "vlm")
     settings = run.stage_config(
         "model", "mining", "attributes", "data", *(["foundation"] if uses_captioner else [])
     )

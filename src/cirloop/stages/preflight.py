@@ -226,10 +226,9 @@ def _check_mining(config: RunConfig, train: TrainSplit, problems: ValidationRepo
     """Check that the strategy has what it requires, and that a file of attributes is valid."""
     attributes = config.attributes
     foundation = config.foundation
-    verifies = any(mining_filter.type == "verify" for mining_filter in config.mining.filters)
     describes = attributes is not None and attributes.image_source == "vlm"
     for setting, needed, can in (
-        ("mining.filters verify", verifies, foundation.can_verify),
+        ("mining.filters verify", config.mining.verifies, foundation.can_verify),
         ("attributes.image_source vlm", describes, foundation.can_describe),
     ):
         if needed and not can:

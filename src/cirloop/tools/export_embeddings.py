@@ -18,13 +18,12 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from cirloop.artifacts.atomic import write_json
 from cirloop.cli import entry
 from cirloop.cli.iterations import BASE, BEST, select_iteration
 from cirloop.config import cli, notices
-from cirloop.config.run import format_validation_error
 from cirloop.data.paths import DataPaths
 from cirloop.monitoring.console import progress
 from cirloop.retrieval.arrays import Vectors
@@ -62,11 +61,7 @@ class ExportConfig(cli.Flags):
 
 def main(argv: Sequence[str]) -> None:
     """Write embeddings. Raises UserError for wrong flags; then nothing is written."""
-    try:
-        options = cli.parse(ExportConfig, argv, PROGRAM)
-    except ValidationError as error:
-        raise UserError(format_validation_error(error, PROGRAM)) from None
-    export(options)
+    export(cli.parse_flags(ExportConfig, argv, PROGRAM))
 
 
 def export(options: ExportConfig) -> None:

@@ -14,13 +14,9 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from pydantic import ValidationError
-
 from cirloop.cli import entry
 from cirloop.config import cli
-from cirloop.config.run import format_validation_error
 from cirloop.tools.export.config import ExportConfig, require_package
-from cirloop.types import UserError
 
 PROGRAM = "python -m cirloop.export"
 VECTORS = "--vectors"
@@ -34,10 +30,7 @@ def main(argv: Sequence[str]) -> None:
 
         export_embeddings.main([word for word in argv if word != VECTORS])
         return
-    try:
-        options = cli.parse(ExportConfig, argv, PROGRAM)
-    except ValidationError as error:
-        raise UserError(format_validation_error(error, PROGRAM)) from None
+    options = cli.parse_flags(ExportConfig, argv, PROGRAM)
     require_package(options)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     from cirloop.tools.export.export import export

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from cirloop.cli.iterations import find_best
 from cirloop.config import notices
 from cirloop.io import parse
 from cirloop.io.redact import sanitize
@@ -54,6 +55,7 @@ def card(source: ExportSource, prompt_spec: PromptSpec, difference: Difference |
         metadata=_metadata(source, library, evaluations, licenses),
         notices=notices.of(source.config),
         source=source,
+        best=find_best(source.store),
         base=_shown(source.settings.path, source.hub),
         packages=packages,
         code=code_of(source, prompt_spec),
