@@ -21,6 +21,7 @@ import torch.distributed
 
 from cirloop.distributed.worker import create_accelerator
 from cirloop.training.gradient_engine import GradientEngine
+from cirloop.training.step_state import SCALE
 from cirloop.training.trainer import Trainer
 from tests.distributed.sharded import trained
 from tests.training.test_trainer import STEPS
@@ -39,6 +40,10 @@ def main() -> None:
     cache, output = map(Path, sys.argv[1:3])
     dtype, *others = sys.argv[3:]
     accelerate = create_accelerator()
+    if dtype == "float16":  # which DeepSpeed refuses on most processors, though torch has it there
+        from deepspeed.accelerator import get_accelerator
+
+        get_accelerator().is_fp16_supported = lambda: True
 
     def train(name: str, last: int | None = None) -> Trainer:
         return trained(output / name, cache, last, model={"dtype": dtype})
@@ -58,8 +63,9 @@ def main() -> None:
         "losses": [step["loss"] for step in whole.log],
         "equal_log": resumed.log == whole.log,
         "differing": differing(state, resumed.state.gather()),
-        "dtypes": sorted({str(value.dtype) for value in state.values()}),
+        "dtypes": sorted({str(state[name].dtype) for name in state if ".lora_" in name}),
         "taken": resumed.state.num_taken(),
+        "scale": {name: float(state[name]) for name in state if name.startswith(SCALE)},
     }
     if others:
         if accelerate.is_main_process:

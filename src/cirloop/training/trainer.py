@@ -129,7 +129,7 @@ class Trainer:
     def run(self, progress: Callable[[Iterable[int]], Iterable[int]]) -> list[Row]:
         """Take the remaining steps, and return a row for each step.
 
-        Raises NonFiniteBatch, and Stopped after the step at which the run is asked to stop.
+        Raises NonFiniteBatch, and GracefulStop after the step at which the run is asked to stop.
         """
         start = self._resume()
         self.module.train()
@@ -239,7 +239,7 @@ class Trainer:
             )
 
     def _stop(self, step: int) -> None:
-        """Write a step checkpoint after `step` steps. Raises Stopped."""
+        """Write a step checkpoint after `step` steps. Raises GracefulStop."""
         self._save(step)
         self.accelerator.wait_for_everyone()  # the first one writes
         if self.accelerator.is_main_process:
