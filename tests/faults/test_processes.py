@@ -23,7 +23,7 @@ from tests.faults.fault_case import REFUSED, refused_clearly
 from tests.faults.harness import ROOT, Harness
 
 STAGE = "checkpoint_iter_1"
-LONG = 240.0
+LONG = 600.0
 """Seconds that nothing here takes."""
 
 
