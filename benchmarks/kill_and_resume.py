@@ -7,8 +7,14 @@ to the end. It must end with exit code 0, and every file of the run directory an
 cache must have the unbroken run's bytes (not config.json and costs.json, which hold times and
 paths). Prints how many did by the stage that was killed, and the files of each that did not.
 
+With `--processes 2` one process of a training stage is killed instead, under `accelerate launch`
+with `--strategy` ddp, fsdp, zero2 or zero3 (benchmarks/_killed_processes.py says how). Prints how
+many resumed to a loss curve equal within 1e-5, the largest difference, and how long the launcher
+took to end the others.
+
     python benchmarks/kill_and_resume.py
     python benchmarks/kill_and_resume.py --kills 20 --workers 1
+    python benchmarks/kill_and_resume.py --processes 2 --strategy zero3 --kills 100
 """
 
 from __future__ import annotations
@@ -25,6 +31,8 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import _killed_processes
 
 from cirloop.monitoring.console import table
 from tests.faults.harness import OPEN, Harness, age, tree
@@ -99,7 +107,16 @@ def main() -> None:
     )
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--processes", type=int, default=1, help="of a training stage, of which one is killed"
+    )
+    parser.add_argument(
+        "--strategy", choices=_killed_processes.STRATEGIES, default="ddp", help="of --processes"
+    )
     args = parser.parse_args()
+    if args.processes > 1:
+        right = _killed_processes.many(args.strategy, args.processes, args.kills, args.seed)
+        sys.exit(not right)
     shares = [len(range(worker, args.kills, args.workers)) for worker in range(args.workers)]
     began = time.monotonic()
     with ProcessPoolExecutor(args.workers) as pool:

@@ -54,6 +54,11 @@ CASES = (
     Case("benchmarks/band.py", "--queries 20 --images 40 --dimensions 8 --repeats 2", "±"),
     Case("benchmarks/band_on_curves.py", "--queries 4 --images 80", "linear"),
     Case("benchmarks/kill_and_resume.py", "--kills 1 --workers 1", "1 of 1"),
+    Case(
+        "benchmarks/kill_and_resume.py",
+        "--processes 2 --strategy zero2 --kills 1",
+        "1 of 1 resumed to an equal loss curve",
+    ),
     Case("benchmarks/known_right_negatives.py", says="top_k"),
     Case("benchmarks/knn_text.py", "--samples 200 --dimensions 16 --repeats 2", "clustered: "),
     Case(
@@ -112,6 +117,7 @@ ELSEWHERE = {
     # it is a part of those that measure models
     "benchmarks/_model.py": "tests/docs/documented_commands.py",
     "benchmarks/_study.py": "tests/benchmarks/test_scripts.py",
+    "benchmarks/_killed_processes.py": "tests/benchmarks/test_scripts.py",
     "scripts/slurm.sbatch": "tests/monitoring/test_stopping.py",
     "scripts/convert_towers.py": "tests/scripts/test_convert_towers.py",
     "scripts/gpu_check.py": "tests/scripts/test_gpu_check.py",

@@ -2,8 +2,7 @@
 CACHE OUTPUT`.
 
 Writes the adapter, the log, what the training processes themselves make of some items, and the
-largest share of the weights that one process held. Under FSDP2 it also stops a stage after two
-steps and goes on.
+largest share of the weights that one process held.
 """
 
 from __future__ import annotations
@@ -67,9 +66,11 @@ def share(trainer: Trainer) -> float:
     return held / total
 
 
-def made(work: Path, cache: Path, last: int | None = None) -> Trainer:
-    trainer = trainer_of(work, cache, checkpoint_every_steps=1, lora=LoraSettings(dropout=0.0))
-    assert is_sharded(trainer.accelerator)
+def trained(work: Path, cache: Path, last: int | None = None, **more: Any) -> Trainer:
+    """A trainer that has trained its stage, or its first `last` steps."""
+    trainer = trainer_of(
+        work, cache, checkpoint_every_steps=1, lora=LoraSettings(dropout=0.0), **more
+    )
     with contextlib.suppress(Stop):
         trainer.run(until(last) if last is not None else lambda steps: steps)
     return trainer
@@ -79,7 +80,8 @@ def main() -> None:
     faulthandler.dump_traceback_later(int(os.environ.get("TIMEOUT", "200")), exit=True)
     cache, output = map(Path, sys.argv[1:])
     accelerate = create_accelerator()
-    trainer = made(output / "a", cache)
+    trainer = trained(output, cache)
+    assert is_sharded(trainer.accelerator)
     found = vectors(trainer)
     trainer.save_adapter(output / "adapter")
     again = vectors(trainer)
@@ -88,9 +90,6 @@ def main() -> None:
         np.save(output / "vectors.npy", found)
     row = {"log": trainer.log, "share": share(trainer), "kind": accelerate.distributed_type.value}
     (output / f"rank_{accelerate.process_index}.json").write_text(json.dumps(row))
-    if not trainer.deepspeed:
-        made(output / "b", cache, last=2)
-        made(output / "b", cache).save_adapter(output / "resumed")
     assert len(trainer.log) == STEPS
     torch.distributed.destroy_process_group()
 

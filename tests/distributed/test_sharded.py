@@ -61,6 +61,3 @@ def test_weights_in_pieces_are_trained_and_saved_whole(
         rows_ = [backbone.module(alone.engine._inputs_of([item])) for item in items(alone)]
     found = torch.cat(rows_).numpy()
     assert np.abs(found - np.load(tmp_path / "vectors.npy")).max() < 1e-5
-    if kind == "fsdp2":
-        resumed = load_file(tmp_path / "resumed/adapter_model.safetensors")
-        assert all(torch.equal(resumed[k], two[k]) for k in two)

@@ -201,11 +201,16 @@ def test_the_shell_script_passes_the_signal_and_the_code_on(small: Any, tmp_path
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("whom", ["driver", "group", "launcher"])
+@pytest.mark.parametrize(
+    ("whom", "zero"),
+    [("driver", ""), ("group", ""), ("launcher", ""), ("driver", "zero2"), ("launcher", "zero3")],
+)
 def test_two_training_processes_stop_after_the_same_step(
-    whom: str, small: Any, tmp_path: Path
+    whom: str, zero: str, small: Any, tmp_path: Path
 ) -> None:
-    runtime = {"num_processes": 2, "checkpoint_every_steps": 0}
+    runtime: dict[str, Any] = {"num_processes": 2, "checkpoint_every_steps": 0}
+    if zero:
+        runtime["deepspeed"] = ROOT / "configs" / "deepspeed" / f"{zero}.json"
     config = small(tmp_path / "run", **WARM_UP, runtime=runtime)
     process = training(tmp_path, config, "training in 2 processes")
     there = dict(processes(process.pid))
@@ -225,17 +230,6 @@ def test_two_training_processes_stop_after_the_same_step(
     assert len(record["log"]) == record["step"] < 2000
     said = f"asked to stop: {record['step']} of 2000 steps are done and kept"
     assert log.read_text().count(said) == 1
-
-
-@pytest.mark.full
-def test_under_deepspeed_it_stops_after_a_step_and_keeps_none(small: Any, tmp_path: Path) -> None:
-    runtime = {"num_processes": 2, "deepspeed": ROOT / "configs/deepspeed/zero2.json"}
-    config = small(tmp_path / "run", **WARM_UP, runtime=runtime)
-    process = training(tmp_path, config, "training in 2 processes")
-    process.terminate()
-    assert process.wait(LONG) == 75, (tmp_path / "log").read_text()[-3000:]
-    assert "not kept, since DeepSpeed has no step checkpoints" in (tmp_path / "log").read_text()
-    assert not kept_steps(tmp_path)
 
 
 @pytest.mark.full

@@ -110,6 +110,26 @@ def test_what_deepspeed_does_not_do_is_named(how: str, small: Any, tmp_path: Pat
         assert f"training.{name} is not available under DeepSpeed; set it to 0" in found
 
 
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("{}", "zero_optimization.stage is None; set it to 2 or 3"),
+        ('{"zero_optimization": {"stage": 0}}', "zero_optimization.stage is 0"),
+        ('{"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "nvme"}}}', "to cpu"),
+        ("{", "is not JSON"),
+        ('{"zero_optimization": {"stage": 2}}', ""),
+        ('{"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu"}}}', ""),
+    ],
+)
+def test_a_deepspeed_file_without_step_checkpoints_is_refused(
+    content: str, says: str, small: Any, tmp_path: Path
+) -> None:
+    file = tmp_path / "zero.json"
+    file.write_text(content)
+    found = problems_of(small(tmp_path / "run", runtime={"deepspeed": file}))
+    assert says in found and (f"--deepspeed {file}" in found) == bool(says)
+
+
 def test_a_disk_that_does_not_suffice_is_refused(
     small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

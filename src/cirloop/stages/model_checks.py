@@ -40,11 +40,8 @@ def check_models(config: RunConfig, problems: ValidationReport) -> None:
         return
     runtime = config.runtime
     half = config.training.lora.dtype == "base"
-    if runtime.deepspeed is not None and find_spec("deepspeed") is None:
-        problems.add(
-            "--deepspeed",
-            "needs the package deepspeed (pip install 'cirloop[train]'); or leave it out",
-        )
+    if runtime.deepspeed is not None:
+        _check_deepspeed(runtime.deepspeed, problems)
     kind = (
         _distributed_type(runtime.accelerate_config) if runtime.deepspeed is None else "DEEPSPEED"
     )
@@ -56,6 +53,39 @@ def check_models(config: RunConfig, problems: ValidationReport) -> None:
     for name in ("grad_cache_chunk_size", "max_skipped_batches"):
         if kind == "DEEPSPEED" and getattr(config.training, name):
             problems.add(f"training.{name}", "is not available under DeepSpeed; set it to 0")
+
+
+def _check_deepspeed(file: Path, problems: ValidationReport) -> None:
+    """Check the package, and that step checkpoints can be kept with the configuration `file`; that
+    it is there, another check does."""
+    if find_spec("deepspeed") is None:
+        problems.add(
+            "--deepspeed",
+            "needs the package deepspeed (pip install 'cirloop[train]'); or leave it out",
+        )
+    if not file.is_file():
+        return
+    name = f"--deepspeed {file}"
+    try:
+        content = parse.parse_json(parse.read_text(file))
+    except UserError as error:
+        problems.add(name, f"{error}; give a file such as those of configs/deepspeed/")
+        return
+    zero = content.get("zero_optimization") if isinstance(content, dict) else None
+    zero = zero if isinstance(zero, dict) else {}
+    if zero.get("stage") not in (1, 2, 3):
+        problems.add(
+            name,
+            f"zero_optimization.stage is {zero.get('stage')}; set it to 2 or 3, or leave"
+            " --deepspeed out, where weights are whole (--num_processes N alone is DDP)",
+        )
+    offload = zero.get("offload_optimizer")
+    if isinstance(offload, dict) and offload.get("device") == "nvme":
+        problems.add(
+            name,
+            "zero_optimization.offload_optimizer.device is nvme, from which there are no step"
+            " checkpoints; set it to cpu or none",
+        )
 
 
 def _distributed_type(accelerate_config: Path | None) -> str | None:

@@ -53,17 +53,33 @@ def shard_like(value: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
 
 def gather_parameters(parameters: dict[str, nn.Parameter]) -> dict[str, torch.Tensor]:
     """Return full copies of the weights, on the CPU."""
-    sharded = [p for p in parameters.values() if hasattr(p, "ds_id")]  # ZeRO-3's mark
-    context: AbstractContextManager[object] = nullcontext()
-    if sharded:
-        from deepspeed.runtime.zero import GatheredParameters
-
-        context = GatheredParameters(sharded)
-    with context:
+    with _whole(parameters):
         return {
             name: gather_tensor(p.detach()).cpu().clone().contiguous()
             for name, p in parameters.items()
         }
+
+
+@torch.no_grad()
+def set_parameters(parameters: dict[str, nn.Parameter], values: dict[str, torch.Tensor]) -> None:
+    """Set weights to full `values`, which every process has."""
+    with _whole(parameters, writer=0):
+        for name, parameter in parameters.items():
+            parameter.copy_(shard_like(values[name], parameter))
+
+
+def _whole(
+    parameters: dict[str, nn.Parameter], writer: int | None = None
+) -> AbstractContextManager[object]:
+    """Gather what ZeRO-3 shards while the context is open; what process `writer` has made of it is
+    then cut again."""
+    sharded = [p for p in parameters.values() if hasattr(p, "ds_id")]  # ZeRO-3's mark
+    if not sharded:
+        return nullcontext()
+    from deepspeed.runtime.zero import GatheredParameters
+
+    context: AbstractContextManager[object] = GatheredParameters(sharded, modifier_rank=writer)
+    return context
 
 
 def unsharded(parameters: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:

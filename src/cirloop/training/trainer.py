@@ -1,8 +1,8 @@
 """One training stage under Accelerate: in one process, DDP, FSDP2 or DeepSpeed.
 
 Batches and losses are the same in all of them. Randomness is a function of (seed, step, process),
-so resuming needs no state of random generators: a step checkpoint is the adapter, the optimizer's
-moments and the log, in safetensors and JSON.
+so resuming needs no state of random generators: a step checkpoint is the trained weights, the
+optimizer's moments and the log, in safetensors and JSON.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from cirloop.training.sharded import (
     gather_tensor,
     replaced,
     reshard_all,
-    shard_like,
     unsharded,
 )
+from cirloop.training.step_state import StepState
+from cirloop.training.zero_state import ZeroState
 
 logger = logging.getLogger(__name__)
-MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class Trainer:
@@ -73,7 +73,6 @@ class Trainer:
         self.checkpoint_every_steps = checkpoint_every_steps
         self.note = note
         self.deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
-        self.checkpoints = StepCheckpoints(workspace, fingerprint([key, accelerator.num_processes]))
         self.log: list[Row] = []
         self.parameters = backbone.trainable()
         self.master_weights: MasterWeights | None = None
@@ -83,6 +82,9 @@ class Trainer:
             self.master_weights = MasterWeights(self.parameters, dtype)
             self.parameters = self.master_weights.copies
         self._prepare()
+        self.state = self._step_state()
+        identity = [key, accelerator.num_processes, *self.state.kind]
+        self.checkpoints = StepCheckpoints(workspace, fingerprint(identity))
         self.engine = GradientEngine(
             backbone,
             features,
@@ -112,6 +114,11 @@ class Trainer:
         if self.master_weights is None:
             self.parameters = self.backbone.trainable()  # FSDP2 puts others in their place
 
+    def _step_state(self) -> StepState:
+        if self.deepspeed:
+            return ZeroState(self.parameters, self.optimizer, scaled=self.scaled)
+        return StepState(self.parameters, self.optimizer, self.accelerator.scaler)
+
     @property
     def scaled(self) -> bool:
         """Whether gradients are scaled: the scale falls where they are not finite, and the step is
@@ -122,9 +129,9 @@ class Trainer:
     def run(self, progress: Callable[[Iterable[int]], Iterable[int]]) -> list[Row]:
         """Take the remaining steps, and return a row for each step.
 
-        Raises NonFiniteBatch, and Stopped after the step at which the run is asked to stop.
+        Raises NonFiniteBatch, and GracefulStop after the step at which the run is asked to stop.
         """
-        start = 0 if self.deepspeed else self._resume()
+        start = self._resume()
         self.module.train()
         before = gather_parameters(self._lora_B()) if start == 0 else {}
         for row in self.log:
@@ -137,8 +144,7 @@ class Trainer:
                 continue
             if stop:
                 self._stop(step + 1)
-            every = 0 if self.deepspeed else self.checkpoint_every_steps
-            if every and (step + 1) % every == 0:
+            if self.checkpoint_every_steps and (step + 1) % self.checkpoint_every_steps == 0:
                 self._save(step + 1)
         return self.log
 
@@ -233,13 +239,11 @@ class Trainer:
             )
 
     def _stop(self, step: int) -> None:
-        """Write a step checkpoint after `step` steps. Raises Stopped."""
-        if not self.deepspeed:
-            self._save(step)
+        """Write a step checkpoint after `step` steps. Raises GracefulStop."""
+        self._save(step)
         self.accelerator.wait_for_everyone()  # the first one writes
         if self.accelerator.is_main_process:
-            kept = "not kept, since DeepSpeed has no step checkpoints" if self.deepspeed else "kept"
-            logger.info("asked to stop: %d of %d steps are done and %s", step, self.steps, kept)
+            logger.info("asked to stop: %d of %d steps are done and kept", step, self.steps)
         raise preemption.GracefulStop
 
     def _assert_gradients(self) -> None:
@@ -267,15 +271,10 @@ class Trainer:
                 self.backbone.save_adapter(directory)
 
     def _save(self, step: int) -> None:
-        """Write a step checkpoint, unless all batches so far were bad: the start is as good."""
-        if self._num_skipped() == step:
+        """Write a step checkpoint, unless no step was taken so far: the start is as good."""
+        if self.state.num_taken() == 0:
             return
-        parameters = gather_parameters(self.parameters)
-        state = {f"parameter/{name}": value for name, value in parameters.items()}
-        for name, parameter in self.parameters.items():
-            for moment in MOMENTS:
-                value = gather_tensor(self.optimizer.state[parameter][moment].detach())
-                state[f"{moment}/{name}"] = value.cpu().contiguous()
+        state = self.state.gather()
         if self.accelerator.is_main_process:
             self.checkpoints.write(step, state, self.log)
 
@@ -287,12 +286,7 @@ class Trainer:
         record, state = newest
         self.log = record["log"]
         step = int(record["step"])
-        taken = step - self._num_skipped()
-        with torch.no_grad():
-            for name, parameter in self.parameters.items():
-                parameter.copy_(shard_like(state[f"parameter/{name}"], parameter))
-                moments = {m: shard_like(state[f"{m}/{name}"], parameter) for m in MOMENTS}
-                self.optimizer.state[parameter] = {"step": torch.tensor(float(taken)), **moments}
+        self.state.load(state, step - self._num_skipped())
         if self.master_weights is not None:
             self.master_weights.copy_to_model()
         logger.info("resuming training at step %d of %d", step, self.steps)
