@@ -122,6 +122,7 @@ COMMANDS = (
             ),
         ),
     ),
+    Command("plan", "cirloop plan", {"": "cirloop.cli.plan:PlanConfig"}, "costs"),
     Command(
         "compare",
         "cirloop compare",

@@ -42,7 +42,8 @@ def float32_products() -> Iterator[None]:
 
 
 def _backends() -> tuple[Any, ...]:
-    return torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
+    backends: Any = torch.backends  # typed in part
+    return backends.cuda.matmul, backends.mkldnn.matmul
 
 
 def _is_exact(allowed: tuple[str, ...]) -> bool:
