@@ -128,7 +128,10 @@ COMMANDS = (
         {"": "cirloop.cli.plan:PlanConfig"},
         "costs",
         (
-            "cirloop plan --config cirr_qwen2_vl --data_dir data/cirr --device H100 --num_devices 8",
+            (
+                "cirloop plan --config cirr_qwen2_vl --data_dir data/cirr --device H100"
+                " --num_devices 8"
+            ),
             "cirloop plan --config shop.yaml --measure --rates rates.json",
         ),
     ),

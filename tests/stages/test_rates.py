@@ -130,6 +130,8 @@ def test_a_table_is_extended_and_read_again(config: Any, tmp_path: Path) -> None
     file.write_text('{"schema": 1, "rates": [{"device": "x"}]}', "utf-8")
     with pytest.raises(UserError, match="is no table of rates"):
         rates.read(file)
+    with pytest.raises(UserError, match=r"no\.json: there is no such file"):
+        rates.read(tmp_path / "no.json")
 
 
 def test_the_packaged_table_is_of_measured_devices() -> None:

@@ -67,6 +67,7 @@ def show(options: PlanConfig, config: RunConfig) -> None:
     from cirloop.stages.plan import plan
     from cirloop.stages.work import counts_of
 
+    rates_.vision_language_model(config)  # or an error, before anything is read
     if options.measure:
         data = preflight.check(config)
         lengths = lengths_of(config, data)

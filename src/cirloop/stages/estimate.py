@@ -33,9 +33,14 @@ from cirloop.stages.model_checks import (
 from cirloop.stages.plan import plan
 from cirloop.stages.resources import gigabytes
 from cirloop.stages.work import PIECES, counts_of
+from cirloop.types import UserError
 from cirloop.validation import counted
 
 Rows = list[tuple[str, str]]
+
+
+class CannotMeasure(UserError):
+    """A model that this machine's memory does not hold."""
 
 
 def plan_rows(config: RunConfig, data: Dataset) -> Rows:
@@ -43,17 +48,10 @@ def plan_rows(config: RunConfig, data: Dataset) -> Rows:
     if config.retrieval == "simulated":
         return [*_method_rows(config, data), ("time", "seconds: there is no model")]
     rows = _method_rows(config, data) + _memory_rows(config, data) + _disk_rows(config, data)
-    cannot = _too_large(config)
-    measured = None
     try:
-        if not cannot:
-            measured = measure_here(config, data)
-    except (MemoryError, RuntimeError) as error:
-        if not oom.is_oom(error):
-            raise
-        cannot = oom.first_line(error)
-    if measured is None:
-        return [*rows, ("time", f"not measured, since the model cannot be loaded here: {cannot}")]
+        measured = measure_here(config, data)
+    except CannotMeasure as error:
+        return [*rows, ("time", str(error))]
     if config.trains and "step" not in measured.timings:
         rows.append(
             (
@@ -65,8 +63,17 @@ def plan_rows(config: RunConfig, data: Dataset) -> Rows:
 
 
 def measure_here(config: RunConfig, data: Dataset) -> Measured:
-    """Measure the pieces of a run's work on this machine."""
-    return measure(config, data, _max_training_rows(config, data))
+    """Measure the pieces of a run's work on this machine. Raises CannotMeasure where its memory
+    does not hold the model."""
+    why = _too_large(config)
+    try:
+        if not why:
+            return measure(config, data, _max_training_rows(config, data))
+    except (MemoryError, RuntimeError) as error:
+        if not oom.is_oom(error):
+            raise
+        why = oom.first_line(error)
+    raise CannotMeasure(f"not measured, since the model cannot be loaded here: {why}")
 
 
 def _method_rows(config: RunConfig, data: Dataset) -> Rows:

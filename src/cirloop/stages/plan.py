@@ -48,7 +48,8 @@ class Plan:
 
 
 def minutes(seconds: float) -> str:
-    return f"{seconds / 60:.3g}"
+    number = seconds / 60
+    return f"{number:.0f}" if number >= 100 else f"{number:.3g}"
 
 
 def plan(config: RunConfig, counts: Counts, lengths: Lengths, costs: Mapping[Piece, Cost]) -> Plan:

@@ -85,7 +85,7 @@ def device_name() -> str:
 def operations(config: RunConfig, lengths: Lengths) -> dict[Piece, float]:
     """Return the operations of a unit of each piece of a run's work. Raises UserError for an
     embedder without arithmetic."""
-    model = _vlm(config)
+    model = vision_language_model(config)
     sizes = resources.model_sizes(model.resolve_dir())
     training = config.training
     passes = 2 + bool(training.grad_cache_chunk_size) + model.gradient_checkpointing
@@ -107,7 +107,8 @@ def operations(config: RunConfig, lengths: Lengths) -> dict[Piece, float]:
     return ops
 
 
-def _vlm(config: RunConfig) -> VlmSettings:
+def vision_language_model(config: RunConfig) -> VlmSettings:
+    """Return the embedder's settings. Raises UserError for one without arithmetic."""
     if not isinstance(config.model, VlmSettings):
         raise UserError(
             f"no arithmetic is known for {config.model.type}, so rates cannot plan it. On the"
@@ -125,7 +126,7 @@ def captioner_sizes(config: RunConfig) -> Sizes | None:
 
 def rates_of(config: RunConfig, lengths: Lengths, measured: Measured) -> Rates:
     """Return the rates of this machine's device, from what was measured with a run's model."""
-    model = _vlm(config)
+    model = vision_language_model(config)
     costs = measured.costs
     ops = operations(config, lengths)
     pieces: dict[Piece, Rate] = {
@@ -163,9 +164,14 @@ def costs_of(rates: Rates, config: RunConfig, lengths: Lengths) -> dict[Piece, C
 
 
 def read(path: Path | None = None) -> list[Rates]:
-    """Read the package's table, before it that of `path`. Raises UserError for one that is
-    damaged."""
-    files = [PACKAGED] if path is None or not path.exists() else [path, PACKAGED]
+    """Read the package's table, before it that of `path`. Raises UserError for one that is missing
+    or damaged."""
+    if path is not None and not path.is_file():
+        raise UserError(
+            f"--rates {path}: there is no such file. cirloop plan --measure --rates {path} makes"
+            " one."
+        )
+    files = [PACKAGED] if path is None else [path, PACKAGED]
     return [rates for file in files for rates in _read(file)]
 
 
@@ -197,7 +203,7 @@ def choose(table: Sequence[Rates], device: str, config: RunConfig) -> Rates:
 
     Raises UserError where there are none, with those that there are and how to measure others.
     """
-    model = _vlm(config)
+    model = vision_language_model(config)
     fitting = [r for r in table if device.lower() in r.device.lower() and r.dtype == model.dtype]
     if not fitting or len({rates.device for rates in fitting}) > 1:
         listed = [f"{r.device}, {r.model} ({r.weights / 1e6:,.0f} M) in {r.dtype}" for r in table]
@@ -213,7 +219,7 @@ def choose(table: Sequence[Rates], device: str, config: RunConfig) -> Rates:
 
 def warnings(rates: Rates, config: RunConfig) -> list[str]:
     """Return what makes a plan by these rates less sure."""
-    weights = resources.model_sizes(_vlm(config).resolve_dir()).weights
+    weights = resources.model_sizes(vision_language_model(config).resolve_dir()).weights
     captioner = captioner_sizes(config)
     lines = []
     if not 1 / FAR < weights / rates.weights < FAR:

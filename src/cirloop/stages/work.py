@@ -169,7 +169,7 @@ def _captions(config: RunConfig, counts: Counts, lengths: Lengths) -> list[Work]
     rejected ones not ranked."""
     captioning = config.captioning
     anchors = config.mining.anchors
-    references = counts.queries * counts.failed
+    references = counts.queries * counts.failed * (config.mining.strategy.type != "none")
     pairs = references * config.mining.strategy.negatives_per_query
     if anchors.num:
         references += anchors.num
