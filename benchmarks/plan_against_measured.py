@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -230,7 +230,7 @@ def compare_run(directory: Path, args: argparse.Namespace) -> dict[str, tuple[fl
     spent, passed, rows = run_metered(config)
     summary = schema.read(directory / "run" / "hard_negatives_iter_0.json")["negatives"]
     failed = len({row["query"] for row in summary}) / len(data.train.triplets)
-    lengths = replace(lengths, answer=table.answer_tokens)
+    lengths = rates.with_texts(lengths, table)
     costs = rates.costs_of(table, config, lengths)
     planned = plan(config, counts_of(config, data, failed), lengths, costs)
     seconds = {**planned.once, **planned.round}

@@ -117,6 +117,8 @@ def test_a_round_is_counted(small: Any, tmp_path: Path) -> None:
     reads = 50 * 10 + 100 * 4 + 100 * 30 + 50 * 10 + 100 * 4 + 200 * 40
     assert units(stages, "caption", "read") == reads
     assert units(stages, "caption", "row") == 200 * 25  # the round trip
+    fewer = work.of_round(config, COUNTS, replace(LENGTHS, distinct=0.5))
+    assert units(fewer, "caption", "row") == 100 * 25
     # an explicit negative for half of the plain half, and for half of those with a text
     assert units(stages, "train", "step") == 3 * (16 + 8 * (0.5 * 0.5 + 0.25 * 0.5)) / 2
     assert units(stages, "evaluate", "load") == 1

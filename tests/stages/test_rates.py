@@ -33,7 +33,7 @@ def config(small: Any, tmp_path: Path) -> Any:
 def table() -> list[Rates]:
     def entry(device: str, weights: int, dtype: str = "float32") -> Rates:
         pieces = {piece: Rate(1e12, 0.001) for piece in PIECES if piece != "load"}
-        return Rates(device, "a model", dtype, weights, weights, pieces, 2.0, 0.0, "torch")
+        return Rates(device, "a model", dtype, weights, weights, pieces, 2.0, 0.0, 1.0, "torch")
 
     return [
         entry("NVIDIA A", 4_000_000),
@@ -70,7 +70,10 @@ def test_rates_give_back_what_was_measured(config: Any) -> None:
         if piece != "load":
             assert (costs[piece].call, costs[piece].unit) == pytest.approx((0.1, cost.unit))
     assert costs["load"].unit == MEASURED.costs["load"].unit
-    assert measured.device == rates.device_name() and measured.answer_tokens == 9
+    assert measured.device == rates.device_name()
+    texts = rates.with_texts(LENGTHS, replace(measured, distinct_share=0.8))
+    assert (texts.answer, texts.distinct) == (9, 0.8)
+    assert rates.with_texts(LENGTHS, replace(measured, answer_tokens=0.0)) == LENGTHS
 
 
 def test_costs_follow_images_texts_and_the_model(config: Any, table: list[Rates]) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from pydantic import Field
@@ -80,8 +79,7 @@ def show(options: PlanConfig, config: RunConfig) -> None:
         paths = DataPaths(config.data_dir, config.cache, progress, config.train_dir)
         data = config.open_data(paths)
         lengths = lengths_of(config, data)
-    if rates.answer_tokens:
-        lengths = replace(lengths, answer=rates.answer_tokens)
+    lengths = rates_.with_texts(lengths, rates)
     counts = counts_of(config, data, options.failed_share)
     planned = plan(config, counts, lengths, rates_.costs_of(rates, config, lengths))
     title = f"{options.num_devices} x {rates.device}: minutes by stage, of {config.num_iterations}"

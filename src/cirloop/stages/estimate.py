@@ -188,7 +188,7 @@ def _time_rows(config: RunConfig, data: Dataset, measured: Measured) -> Rows:
         rows.append(("not measured", f"captions of {config.foundation.type}"))
     lengths = lengths_of(config, data)
     if measured.answer:
-        lengths = replace(lengths, answer=measured.answer)
+        lengths = replace(lengths, answer=measured.answer, distinct=measured.distinct)
     planned = plan(config, counts_of(config, data, 1.0), lengths, measured.costs)
     for stage, of_round, in_all in planned.rows():
         a_round = "" if of_round == "-" else f"{of_round} min a round, "

@@ -53,6 +53,8 @@ class Lengths:
     verify: Question
     answer: float = 0.0
     """Of a text that is written."""
+    distinct: float = 1.0
+    """Share of an image's texts that differ."""
 
     @property
     def pair(self) -> float:

@@ -14,8 +14,10 @@ import torch
 
 from cirloop.backbones.features import VisionCache
 from cirloop.backbones.model_settings import VlmSettings
-from cirloop.captioning.base import CaptionRequest
+from cirloop.captioning.base import Answer, CaptionRequest
 from cirloop.captioning.batched_captioner import BatchedCaptioner
+from cirloop.captioning.config import CaptioningSettings
+from cirloop.captioning.prompts import Prompt
 from cirloop.config.run import RunConfig
 from cirloop.data import Dataset
 from cirloop.distributed.worker import create_accelerator
@@ -34,16 +36,20 @@ from cirloop.types import EvalSplit, TrainSplit
 T = TypeVar("T")
 VISION_BATCHES = 8
 """Batches of images that are encoded at most."""
+ANSWERS = 4
+"""Texts written for each question, so that reading it weighs little beside writing."""
 QUICK_LOADING_S = 10.0
 """Seconds of loading a model up to which it is loaded twice: the first time also imports."""
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Timings by piece; tokens of a text that was written, 0 = none was."""
+    """Timings by piece; tokens of a text that was written, 0 = none was; and the share of an
+    image's texts that differ."""
 
     timings: dict[Piece, Timing]
     answer: float = 0.0
+    distinct: float = 1.0
 
     @property
     def costs(self) -> dict[Piece, Cost]:
@@ -65,10 +71,10 @@ def measure(config: RunConfig, data: Dataset, most_rows: int) -> Measured:
         split = data.train if config.trains else data.eval_splits(config.evaluation.split)[0]
         timings: dict[Piece, Timing] = {"load": _loading(models)}
         timings |= _embedding(config, models, split)
-        answer = 0.0
+        answer, distinct = 0.0, 1.0
         writes = config.num_iterations and config.captioning.enabled
         if writes and config.foundation.is_timed:
-            captions, answer = _captioning(config, models, data.train)
+            captions, answer, distinct = _captioning(config, models, data.train)
             timings |= captions
         size = min(config.training.batch_size, len(data.train.triplets)) if config.trains else 0
         if not config.training.grad_cache_chunk_size:
@@ -77,7 +83,7 @@ def measure(config: RunConfig, data: Dataset, most_rows: int) -> Measured:
             encoded = int(timing.BUDGET_S / timings["image"].cost.unit)
             size = min(size, max(FIRST_ROWS, encoded // 2))
             timings["step"] = _training(config, models, data.train, size)
-        return Measured(timings, answer)
+        return Measured(timings, answer, distinct)
     finally:
         models.release()
 
@@ -149,9 +155,9 @@ def _search(device: str, width: int) -> Timing:
 
 def _captioning(
     config: RunConfig, models: Models, train: TrainSplit
-) -> tuple[dict[Piece, Timing], float]:
-    """Measure a question's token read, and a text's token written; return them, and the tokens of a
-    text."""
+) -> tuple[dict[Piece, Timing], float, float]:
+    """Measure a question's token read, and a text's token written; return them, the tokens of a
+    text, and the share of an image's texts that differ."""
     settings = config.captioning
     prompts = settings.prompts(config.foundation)
     requests = _repeat_to(
@@ -163,37 +169,57 @@ def _captioning(
         captioner, train.images, config.cache / "vision", len(requests), _quiet, config.runtime
     )
     batched_captioner.precompute_vision(requests, lambda cache, images: cache.precompute(images))
-    metrics: dict[tuple[str, int], profiling.StageMetrics] = {}
+    reading, num_read = _reading(batched_captioner, prompts.verify, requests)
+    points, texts = _writing(batched_captioner, prompts.rewrite, requests, settings, reading)
+    num = min(ANSWERS, settings.num_candidates)
+    distinct = sum(len({answer.text for answer in row[:num]}) for row in texts)
+    timings: dict[Piece, Timing] = {
+        "read": Timing(reading, num_read, len(requests)),
+        "write": Timing(fit(points[0], points[-1]), len(texts), len(requests)),
+    }
+    return timings, points[-1].calls / ANSWERS, distinct / (num * len(texts))
+
+
+def _reading(
+    captioner: BatchedCaptioner, prompt: Prompt, requests: Sequence[CaptionRequest]
+) -> tuple[Cost, int]:
+    """Return the cost of a question's token, and the questions that it was measured with."""
+    tokens: dict[int, int] = {}
 
     def read(rows: int) -> None:
-        with profiling.metering() as metrics["read", rows]:
-            batched_captioner.yes_probability(prompts.verify, requests[:rows], "measure")
+        with profiling.metering() as spent:
+            captioner.yes_probability(prompt, requests[:rows], "measure")
+        tokens[rows] = spent.tokens or rows  # which not every captioner counts
+
+    points = [Point(1, tokens[rows], took) for rows, took in time_rows(read, len(requests))]
+    return fit(points[0], points[-1]), max(tokens)
+
+
+def _writing(
+    captioner: BatchedCaptioner,
+    prompt: Prompt,
+    requests: Sequence[CaptionRequest],
+    settings: CaptioningSettings,
+    reading: Cost,
+) -> tuple[list[Point], list[list[Answer]]]:
+    """Return the seconds of decoding by steps and tokens, and the answers of the last point."""
+    metrics: dict[int, profiling.StageMetrics] = {}
+    texts: list[list[Answer]] = []
+    temperatures = [0.0] + [settings.temperature] * (ANSWERS - 1)
 
     def write(rows: int) -> None:
         limit = settings.max_new_tokens
-        with profiling.metering() as metrics["write", rows]:
-            batched_captioner.generate(prompts.rewrite, requests[:rows], limit, [0.0], 0, "measure")
+        with profiling.metering() as metrics[rows]:
+            texts[:] = captioner.generate(
+                prompt, requests[:rows], limit, temperatures, 0, "measure"
+            )
 
-    def tokens(kind: str, rows: int) -> float:
-        return metrics[kind, rows].tokens or rows  # which not every captioner counts
-
-    points = time_rows(read, len(requests))
-    num_read = points[-1][0]
-    first, last = (Point(1, tokens("read", rows), took) for rows, took in (points[0], points[-1]))
-    reading = fit(first, last)
-    points = time_rows(write, len(requests))
-    num_written = points[-1][0]
-    written = []
-    for rows, took in (points[0], points[-1]):
-        spent = metrics["write", rows]
-        num_tokens = spent.tokens_written or rows * settings.max_new_tokens
-        seconds = took - reading.call - reading.unit * tokens("write", rows)
-        written.append(Point(num_tokens / rows, num_tokens, max(seconds, 0.1 * took)))
-    answer = written[-1].calls
-    return {
-        "read": Timing(reading, num_read, len(requests)),
-        "write": Timing(fit(*written), num_written, len(requests)),
-    }, answer
+    points = []
+    for rows, took in time_rows(write, len(requests)):
+        tokens = metrics[rows].tokens_written or ANSWERS * rows * settings.max_new_tokens
+        read = reading.call + reading.unit * (metrics[rows].tokens or rows)
+        points.append(Point(tokens / rows, tokens, max(took - read, 0.1 * took)))
+    return points, texts
 
 
 def _training(config: RunConfig, models: Models, train: TrainSplit, size: int) -> Timing:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,8 @@ class Rates:
     load_s: float
     answer_tokens: float
     """Of a text; 0 = not known, since the weights were random or none was written."""
+    distinct_share: float
+    """Of an image's texts, those that differ."""
     measured_with: str
 
     def to_json(self) -> dict[str, Any]:
@@ -144,6 +146,7 @@ def rates_of(config: RunConfig, lengths: Lengths, measured: Measured) -> Rates:
         pieces,
         costs["load"].unit,
         measured.answer,
+        measured.distinct,
         f"torch {torch.__version__}, transformers {transformers.__version__}",
     )
 
@@ -161,6 +164,13 @@ def costs_of(rates: Rates, config: RunConfig, lengths: Lengths) -> dict[Piece, C
             larger = captioner.weights / rates.captioner_weights
         costs[piece] = Cost(rate.s_per_call * larger, ops / rate.flops_per_s)
     return costs
+
+
+def with_texts(lengths: Lengths, rates: Rates) -> Lengths:
+    """Return the lengths with those of texts as they were measured, where they were."""
+    if not rates.answer_tokens:
+        return lengths
+    return replace(lengths, answer=rates.answer_tokens, distinct=rates.distinct_share)
 
 
 def read(path: Path | None = None) -> list[Rates]:

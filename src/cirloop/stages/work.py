@@ -165,8 +165,8 @@ def _pairs(config: RunConfig, counts: Counts) -> float:
 
 
 def _captions(config: RunConfig, counts: Counts, lengths: Lengths) -> list[Work]:
-    """Return the work of texts for all mined images: at most, since equal texts are judged once and
-    rejected ones not ranked."""
+    """Return the work of texts for all mined images: at most, since rejected ones are not judged or
+    not ranked."""
     captioning = config.captioning
     anchors = config.mining.anchors
     references = counts.queries * counts.failed * (config.mining.strategy.type != "none")
@@ -180,6 +180,7 @@ def _captions(config: RunConfig, counts: Counts, lengths: Lengths) -> list[Work]
         Work("read", batches, lengths.rewrite.tokens(references, pairs, pairs)),
         Work("write", batches * captioning.num_candidates * lengths.answer, texts * lengths.answer),
     ]
+    texts *= lengths.distinct
     if captioning.min_verify_probability:
         tokens = lengths.verify.tokens(references, pairs, texts)
         work.append(Work("read", ceil(texts / captioning.batch_size), tokens))
