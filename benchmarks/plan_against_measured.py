@@ -252,6 +252,8 @@ def compare_runs(args: argparse.Namespace) -> None:
     for _ in range(args.runs):
         with TemporaryDirectory() as name:
             runs.append(compare_run(Path(name), args))
+        ratios = {stage: f"{a / b:.2f}" for stage, (a, b, _) in runs[-1].items()}
+        print(f"run {len(runs)}, planned by taken: {ratios}", flush=True)
     rows = []
     for stage in runs[0]:
         ratios = [planned / spent for planned, spent, _ in (run[stage] for run in runs)]

@@ -417,6 +417,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--mine_images", type=int, default=1_000_000)
     parser.add_argument("--mine_width", type=int, default=1536, help="numbers of a vector")
     parser.add_argument(
+        "--measure_seconds", type=float, default=5.0, help="for each of the round's rates"
+    )
+    parser.add_argument(
         "--extend_rates", type=Path, metavar="FILE", help="put the rates into this table"
     )
     args = parser.parse_args()

@@ -24,7 +24,7 @@ from cirloop.types import UserError
 ROOT = Path(__file__).resolve().parents[2]
 TOY = (
     "--size small --num 4 --tokens 4 --batches 2 --batch 2 --chunk 1 --k 1 --new_tokens 4 --workers"
-    " 0 --dtype float32 --mine_queries 200 --mine_images 3000 --mine_width 32"
+    " 0 --dtype float32 --mine_queries 200 --mine_images 3000 --mine_width 32 --measure_seconds 0.3"
 )
 
 
