@@ -1,16 +1,24 @@
 """The plan's arithmetic of memory against what a model takes, in bytes: weights, what autograd
-keeps of a training step, weights with optimizer, and keys and values of captions.
+keeps of a training step, weights with optimizer, and keys and values of captions. With `--runs N`
+the plan's seconds against those of N runs, by stage.
 
 A random Qwen2-VL of about 100 million weights trains a LoRA around a bfloat16 base, its adapters in
 float32 and in bfloat16. What autograd keeps is each storage that its graph saves, counted once,
 without the model's own weights.
 
+A run is one round of `tiny` on a part of `shapes`, in this process, right after its rates were
+measured. Where others use the machine, wall-clock seconds say little: those of the processor that
+this process had are compared, and the table says how many times as many passed. `--changed`: the
+run has other batches than those that the rates were measured with.
+
     python benchmarks/plan_against_measured.py [--size small]
+    python benchmarks/plan_against_measured.py --runs 3 [--changed]
 """
 
 from __future__ import annotations
 
 import argparse
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -142,6 +150,127 @@ def measure(size: str) -> dict[str, tuple[int, int]]:
     return rows
 
 
+RUN: dict[str, Any] = {
+    "model": {"type": "qwen2_vl", "path": "tiny", "dtype": "float32"},
+    "foundation": {"type": "qwen2_vl", "path": "tiny", "dtype": "float32"},
+    "num_iterations": 1,
+    "captioning": {"num_candidates": 2, "min_verify_probability": 0.6, "max_round_trip_rank": 3},
+    "mining": {"strategy": {"type": "top_k", "negatives_per_query": 3}},
+}
+CHANGED: dict[str, Any] = {"batch_size": 24, "grad_cache_chunk_size": 6}
+"""Of training, in the runs of `--changed`."""
+STAGES = {
+    "evaluation_base": "evaluate base, 0",
+    "checkpoint_iter_0": "train 0",
+    "evaluation_iter_0": "evaluate base, 0",
+    "hard_negatives_iter_0": "mine",
+    "augmented_samples_iter_1": "caption",
+    "checkpoint_iter_1": "train",
+    "evaluation_iter_1": "evaluate",
+}
+"""Artifact -> the plan's stage."""
+
+
+def config_of(directory: Path, args: argparse.Namespace, name: str, **training: Any) -> Any:
+    from cirloop.config.run import RunConfig
+
+    steps = {"iteration_0_steps": args.steps, "steps_per_iteration": args.steps}
+    data = {
+        "type": "shapes",
+        "train_families": args.families,
+        "train_triplets": 15 * args.families // 2,
+        "eval_families": args.families // 2,
+    }
+    runtime = {"cache_dir": directory / f"cache of {name}", "report": False, "num_workers": 0}
+    settings = {**RUN, "data": data, "training": {**steps, **training}, "runtime": runtime}
+    return RunConfig(experiment_dir=directory / name, **settings)
+
+
+def run_metered(config: Any) -> tuple[dict[str, float], dict[str, float], list[dict[str, Any]]]:
+    """Seconds of the processor and of the clock by the plan's stage, and the rows of costs.json."""
+    from cirloop.artifacts import schema
+    from cirloop.cli import runner
+    from cirloop.monitoring import events
+
+    began: list[float] = []
+    spent: dict[str, float] = {}
+
+    def note(kind: str, payload: dict[str, Any]) -> None:
+        name = payload.get("name", "")
+        if kind == "begins":
+            began.append(time.process_time())
+        elif kind == "ended":
+            stage = STAGES.get(name.removesuffix(".json"), "")
+            spent[stage] = spent.get(stage, 0.0) + time.process_time() - began.pop()
+
+    with events.subscribe(note, "the benchmark"):
+        runner.run(config)
+    rows = schema.read(config.directory / "costs.json")["stages"]
+    passed: dict[str, float] = {}
+    for row in rows:
+        stage = STAGES.get(row["stage"].removesuffix(".json"), "")
+        passed[stage] = passed.get(stage, 0.0) + row["seconds"]
+    return spent, passed, rows
+
+
+def compare_run(directory: Path, args: argparse.Namespace) -> dict[str, tuple[float, float, float]]:
+    """By stage: seconds as planned, of the processor, and of the clock."""
+    from cirloop.artifacts import schema
+    from cirloop.stages import estimate, preflight, rates, timing
+    from cirloop.stages.lengths import lengths_of
+    from cirloop.stages.plan import plan
+    from cirloop.stages.work import counts_of
+
+    timing.clock = time.process_time
+    before = config_of(directory, args, "measured")
+    data = preflight.check(before)
+    lengths = lengths_of(before, data)
+    table = rates.rates_of(before, lengths, estimate.measure_here(before, data))
+    config = config_of(directory, args, "run", **(CHANGED if args.changed else {}))
+    spent, passed, rows = run_metered(config)
+    summary = schema.read(directory / "run" / "hard_negatives_iter_0.json")["negatives"]
+    failed = len({row["query"] for row in summary}) / len(data.train.triplets)
+    lengths = rates.with_texts(lengths, table)
+    costs = rates.costs_of(table, config, lengths)
+    planned = plan(config, counts_of(config, data, failed), lengths, costs)
+    seconds = {**planned.once, **planned.round}
+    del seconds["vision"]  # it is a part of the stages that first see an image
+    for row in rows:
+        stage = STAGES.get(row["stage"].removesuffix(".json"), "")
+        if stage in seconds:
+            seconds[stage] += row["images_encoded"] * costs["image"].unit
+    seconds["all"] = sum(seconds.values())
+    for totals in (spent, passed):
+        totals["all"] = sum(took for stage, took in totals.items() if stage)
+    return {stage: (took, spent[stage], passed[stage]) for stage, took in seconds.items()}
+
+
+def compare_runs(args: argparse.Namespace) -> None:
+    from cirloop.monitoring.console import table
+
+    runs = []
+    for _ in range(args.runs):
+        with TemporaryDirectory() as name:
+            runs.append(compare_run(Path(name), args))
+        ratios = {stage: f"{a / b:.2f}" for stage, (a, b, _) in runs[-1].items()}
+        print(f"run {len(runs)}, planned by taken: {ratios}", flush=True)
+    rows = []
+    for stage in runs[0]:
+        ratios = [planned / spent for planned, spent, _ in (run[stage] for run in runs)]
+        last = runs[-1][stage]
+        rows.append(
+            (
+                stage,
+                f"{last[0]:.1f}",
+                f"{last[1]:.1f}",
+                " ".join(f"{ratio:.2f}" for ratio in ratios),
+                " ".join(f"{run[stage][2] / run[stage][1]:.1f}" for run in runs),
+            )
+        )
+    columns = ("stage", "planned s", "processor s", "planned by taken", "clock by processor")
+    table(f"{args.runs} runs; seconds of the last", columns, rows)
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -149,8 +278,16 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--size", choices=SIZES, default="mid", help="of the model; small = to try it out"
     )
+    parser.add_argument("--runs", type=int, default=0, help="compare seconds, of so many runs")
+    parser.add_argument("--changed", action="store_true", help="see above")
+    parser.add_argument("--families", type=int, default=40, help="of the train gallery")
+    parser.add_argument("--steps", type=int, default=20, help="of an iteration")
     args = parser.parse_args(argv)
     from cirloop.monitoring.console import table
+
+    if args.runs:
+        compare_runs(args)
+        return
 
     rows = [
         (name, f"{planned / 1e6:.2f} MB", f"{measured / 1e6:.2f} MB", f"{planned / measured:.3f}")

@@ -123,6 +123,19 @@ COMMANDS = (
         ),
     ),
     Command(
+        "plan",
+        "cirloop plan",
+        {"": "cirloop.cli.plan:PlanConfig"},
+        "costs",
+        (
+            (
+                "cirloop plan --config cirr_qwen2_vl --data_dir data/cirr --device H100"
+                " --num_devices 8"
+            ),
+            "cirloop plan --config shop.yaml --measure --rates rates.json",
+        ),
+    ),
+    Command(
         "compare",
         "cirloop compare",
         {"": "cirloop.tools.compare.config:CompareConfig"},

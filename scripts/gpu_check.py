@@ -8,15 +8,21 @@ cut off still tells:
     limits     FLOP/s of a large product of matrices, bytes/s of a copy within the device
     patches    the patch embedding as a Conv3d and as a product, and their shares of the tower
     embed      images a second with an empty and a full cache, by image size and batch size
-    train      a training step with kept features: attention, packing, type of the adapters
+    train      a training step with kept features: attention, packing, compilation, type of the
+               adapters
     captions   texts a second as a round writes them, for a query's mined images
+    decode     tokens of such texts a second, as they are decoded and by CUDA graphs
+    mine       the best of a million images for 20,000 queries, exact whatever TF32 is allowed
     equality   embeddings of a few items against the same weights in float32
+    round      this device's rates for `cirloop plan`, and a round of CIRR's size from them:
+               28,225 queries, 16,939 images, 20,000 texts, one epoch
 
 `of limit` is the share of the measured FLOP/s (FLOPs by torch's counter), `waiting` that of time
 without pixels or features, `halved` the batches that memory did not hold. Ends with 1 where a part
 failed.
 
     scripts/gpu_check.sh
+    scripts/gpu_check.sh --extend_rates src/cirloop/stages/rates.json
     scripts/gpu_check.sh --size small --dtype float32 --num 4 --tokens 9 16 --batches 2 4
 """
 
@@ -29,6 +35,7 @@ import signal
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -38,9 +45,11 @@ from typing import Any
 
 import torch
 import transformers
+from _gpu_round import cirr_round, decoding, mining
 from _model import SIZES, Work, best, noise, photographs, text_of, wait, write_model
 from accelerate.utils.memory import clear_device_cache
 from torch import nn
+from torch._dynamo.exc import TorchDynamoException
 from torch.utils.flop_counter import FlopCounterMode
 from transformers.utils import is_flash_attn_2_available
 
@@ -49,6 +58,7 @@ from cirloop.captioning.base import CaptionRequest
 from cirloop.captioning.batched_captioner import BatchedCaptioner
 from cirloop.captioning.config import CaptioningSettings
 from cirloop.captioning.foundation import Qwen2VLFoundation
+from cirloop.captioning.prompts import Prompt
 from cirloop.monitoring import oom, profiling
 from cirloop.reproducibility import prepare_process
 from cirloop.retrieval.embed import embed
@@ -120,9 +130,10 @@ class Check:
         except UserError as error:
             values = {"refused": str(error)}
         except (MemoryError, RuntimeError) as error:
-            if not oom.is_oom(error):
+            if not oom.is_oom(error) and not isinstance(error, TorchDynamoException):
                 raise
-            values = {"out_of_memory": oom.first_line(error)}
+            kind = "out_of_memory" if oom.is_oom(error) else "not_compiled"
+            values = {kind: oom.first_line(error)}
         clear_device_cache(garbage_collection=True)
         self.tell(part, name, values)
 
@@ -153,6 +164,30 @@ class Check:
             )
             noise(directory, self.args.num, wide, high)
         return directory
+
+    def captioner(self) -> tuple[Any, Any, Prompt, list[CaptionRequest]]:
+        """The captioner on an embedder's weights, its images, and what it is asked about `--k`
+        mined images each of some queries."""
+        args, work = self.args, self.work(max(self.args.tokens))
+        foundation = Qwen2VLFoundation(
+            path=str(self.model), dtype=args.dtype, max_pixels=work.max_pixels
+        )
+        captioner: Any = foundation.build(work.backbone)
+        assert captioner.shared_embedder is not None, (
+            "two models, where one can_share_weights its weights"
+        )
+        generation = captioner.vlm.generation_config
+        generation.eos_token_id = None  # a random model does not say when it is done
+        generation.pad_token_id = captioner.processor.tokenizer.pad_token_id
+        prompt, num = CaptioningSettings().prompts(foundation).rewrite, args.num // (args.k + 1)
+        mined = [
+            (query, num + query * args.k + place) for query in range(num) for place in range(args.k)
+        ]
+        requests = [
+            CaptionRequest(work.ids[query], work.ids[image], text_of(query))
+            for query, image in mined
+        ]
+        return captioner, work.features("captions"), prompt, requests
 
     def work(self, tokens: int, dtype: str = "", **settings: Any) -> Work:
         clear_device_cache(garbage_collection=True)
@@ -242,22 +277,31 @@ def vectors(
 
 
 def training(check: Check) -> None:
-    """Padded and packed rows by sdpa, then the other types of adapters and attention, packed."""
+    """Padded and packed rows by sdpa, both compiled too, then the other types of adapters and
+    attention, packed."""
     types = [{"dtype": "float32"}] + [{"dtype": "base"}] * (check.args.dtype != "float32")
-    kinds = [("sdpa", False, types[0])] + [("sdpa", True, each) for each in types]
+    kinds = [("sdpa", {}, types[0])] + [("sdpa", {"packed": True}, each) for each in types]
     if is_flash_attn_2_available():
-        kinds += [("flash_attention_2", True, types[-1])]
+        kinds += [("flash_attention_2", {"packed": True}, types[-1])]
     else:
         check.tell("train", "flash_attention_2", {"skipped": "flash_attn is not installed"})
-    for attention, packed, lora in kinds:
+    if DEVICE == "cuda":
+        kinds += [("sdpa", {"compile": True}, types[0])]
+        kinds += [("sdpa", {"compile": True, "packed": True}, types[0])]
+    else:
+        why = "on a CPU it takes minutes: benchmarks/packed_and_compiled.py"
+        check.tell("train", "compiled", {"skipped": why})
+    for attention, settings, lora in kinds:
         adapters = check.args.dtype if lora["dtype"] == "base" else lora["dtype"]
-        name = f"{attention}, {'packed' if packed else 'padded'}, adapters in {adapters}"
-        check.case("train", name, partial(step, check, attention, packed, lora))
+        rows = "packed" if "packed" in settings else "padded"
+        compiled = ", compiled" * ("compile" in settings)
+        name = f"{attention}, {rows}{compiled}, adapters in {adapters}"
+        check.case("train", name, partial(step, check, attention, settings, lora))
 
 
-def step(check: Check, attention: str, packed: bool, lora: Values) -> Values:
+def step(check: Check, attention: str, settings: Values, lora: Values) -> Values:
     args = check.args
-    work = check.work(max(args.tokens), attention=attention, packed=packed)
+    work = check.work(max(args.tokens), attention=attention, **settings)
     trainer: Any = work.trainer(args.batch, args.chunk, temperature=0.02, **lora)
     trainer._step(0, {})  # what is only slow the first time; it fills the cache
     values = check.metered(partial(trainer._step, 1, {}), args.batch, "triplets")
@@ -265,33 +309,20 @@ def step(check: Check, attention: str, packed: bool, lora: Values) -> Values:
 
 
 def captions(check: Check) -> None:
-    args, work = check.args, check.work(max(check.args.tokens))
-    foundation = Qwen2VLFoundation(
-        path=str(check.model), dtype=args.dtype, max_pixels=work.max_pixels
-    )
-    captioner: Any = foundation.build(work.backbone)
-    assert captioner.shared_embedder is not None, (
-        "two models, where one can_share_weights its weights"
-    )
-    captioner.vlm.generation_config.eos_token_id = (
-        None  # a random model does not say when it is done
-    )
-    captioner.vlm.generation_config.pad_token_id = captioner.processor.tokenizer.pad_token_id
-    prompt, num = CaptioningSettings().prompts(foundation).rewrite, args.num // (args.k + 1)
-    mined = [
-        (query, num + query * args.k + place) for query in range(num) for place in range(args.k)
-    ]
-    requests = [
-        CaptionRequest(work.ids[query], work.ids[image], text_of(query)) for query, image in mined
-    ]
-    images: Any = work.features("captions")._images
+    args = check.args
+    captioner, features, prompt, requests = check.captioner()
     eyes = BatchedCaptioner(
-        captioner, images, check.directory / "eyes", args.chunk, lambda batches, _: batches
+        captioner,
+        features._images,
+        check.directory / "eyes",
+        args.chunk,
+        lambda batches, _: batches,
     )
     eyes.generate(
         prompt, requests[: args.k], 2, [0.0], 0, "captions"
     )  # what is only slow the first time
-    eyes._source.precompute(work.ids)  # the cache is full, as after mining
+    ids = [image for request in requests for image in (request.reference, request.image)]
+    eyes._source.precompute(ids)  # the cache is full, as after mining
     write = partial(eyes.generate, prompt, requests, args.new_tokens, [0.0], 0, "captions")
     name = f"{len(requests)} of {args.new_tokens} tokens, batches of {args.chunk}"
     check.case("captions", name, partial(check.metered, write, len(requests), "captions"))
@@ -315,12 +346,15 @@ def equality(check: Check) -> None:
 
 
 PARTS: dict[str, tuple[Callable[[Check], None], float]] = {
-    "limits": (limits, 0.05),
-    "patches": (patches, 0.15),
-    "embed": (embedding, 0.35),
-    "train": (training, 0.45),
-    "captions": (captions, 0.15),
-    "equality": (equality, 0.15),
+    "limits": (limits, 0.04),
+    "patches": (patches, 0.08),
+    "embed": (embedding, 0.18),
+    "train": (training, 0.3),
+    "captions": (captions, 0.08),
+    "decode": (decoding, 0.12),
+    "mine": (mining, 0.12),
+    "equality": (equality, 0.06),
+    "round": (cirr_round, 0.3),
 }
 """With the share of the whole time that each may take at most."""
 
@@ -379,6 +413,15 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--k", type=int, default=3, help="mined images per query")
     parser.add_argument("--new_tokens", type=int, default=32, help="tokens of a caption")
+    parser.add_argument("--mine_queries", type=int, default=20_000)
+    parser.add_argument("--mine_images", type=int, default=1_000_000)
+    parser.add_argument("--mine_width", type=int, default=1536, help="numbers of a vector")
+    parser.add_argument(
+        "--measure_seconds", type=float, default=5.0, help="for each of the round's rates"
+    )
+    parser.add_argument(
+        "--extend_rates", type=Path, metavar="FILE", help="put the rates into this table"
+    )
     args = parser.parse_args()
     args.batch = min(args.batch, args.num)
     return args
@@ -400,4 +443,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     prepare_process()
+    warnings.filterwarnings("ignore", category=FutureWarning)
     main()

@@ -104,6 +104,7 @@ def test_the_help_of_each_command_fits_a_screen(
         ("export", ["--experiment-dir", "x", "--format", "y"], "format: Input should be"),
         ("compare", ["a", "b", "--examples", "-1"], "--examples: Input should be greater"),
         ("import", ["a.csv", "--skip-rows", "-1"], "--skip-rows: Input should be greater"),
+        ("plan", ["--num-devices", "0"], "--num-devices: Input should be greater"),
         ("init", ["--gpu-memory", "-1"], "--gpu-memory: Input should be greater"),
     ],
 )

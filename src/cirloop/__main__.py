@@ -15,6 +15,7 @@ from cirloop.io.pipes import quiet_when_unread
 
 COMMANDS = {
     "train": ("cirloop.cli.train", "mine, caption, train and evaluate, round by round"),
+    "plan": ("cirloop.cli.plan", "minutes of a run by stage, on a device and a number of them"),
     "eval": ("cirloop.cli.evaluate", "evaluate iterations of a run, or score a file of rankings"),
     "mine": ("cirloop.tools.add_negatives.__main__", "hard negatives for samples, or from vectors"),
     "search": (
@@ -49,7 +50,6 @@ def help_text() -> str:
     return "\n".join(
         [
             "usage: cirloop COMMAND [flags]",
-            "",
             "Trains embedders for composed image retrieval: an image and a text that changes it.",
             "",
             *rows,

@@ -72,6 +72,7 @@ CASES = (
         "margin: FAISS path / ours",
     ),
     Case("benchmarks/plan_against_measured.py", "--size small", "weights"),
+    Case("benchmarks/plan_against_measured.py", "--runs 1 --families 6 --steps 2", "1 runs"),
     Case("benchmarks/large_report.py", "--queries 20 --images 12 --iterations 1 --k 2", "again: "),
     Case(
         "benchmarks/score_cirr.py",
@@ -120,6 +121,7 @@ ELSEWHERE = {
     "benchmarks/_killed_processes.py": "tests/benchmarks/test_scripts.py",
     "scripts/slurm.sbatch": "tests/monitoring/test_stopping.py",
     "scripts/convert_towers.py": "tests/scripts/test_convert_towers.py",
+    "scripts/_gpu_round.py": "tests/scripts/test_gpu_check.py",
     "scripts/gpu_check.py": "tests/scripts/test_gpu_check.py",
     "scripts/gpu_check.sh": "tests/scripts/test_gpu_check.py",
     # it installs gigabytes; what it makes is what these tests need

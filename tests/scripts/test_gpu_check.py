@@ -23,8 +23,8 @@ from cirloop.types import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 TOY = (
-    "--size small --num 2 --tokens 4 --batches 2 --batch 2 --chunk 1 --k 1 --new_tokens 2 --workers"
-    " 0 --dtype float32"
+    "--size small --num 4 --tokens 4 --batches 2 --batch 2 --chunk 1 --k 1 --new_tokens 4 --workers"
+    " 0 --dtype float32 --mine_queries 200 --mine_images 3000 --mine_width 32 --measure_seconds 0.3"
 )
 
 
@@ -44,11 +44,14 @@ def rows_of(path: Path) -> dict[str, dict[str, Any]]:
 
 @pytest.mark.full
 def test_every_part_tells_in_its_order(tmp_path: Path) -> None:
-    done = command(*TOY.split(), "--output", str(tmp_path / "results.json"))
+    table = tmp_path / "rates.json"
+    files = ("--output", str(tmp_path / "results.json"), "--extend_rates", str(table))
+    done = command(*TOY.split(), *files)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     rows = rows_of(tmp_path / "results.json")
     parts = [*dict.fromkeys(row["part"] for row in rows.values())]
-    assert parts == ["model", "limits", "patches", "embed", "train", "captions", "equality"]
+    assert parts[:5] == ["model", "limits", "patches", "embed", "train"]
+    assert parts[5:] == ["captions", "decode", "mine", "equality", "round"]
     assert not [row for row in rows.values() if {"failed", "refused", "out_of_memory"} & row.keys()]
     assert rows["limits: product in float32"]["TFLOP/s"] > 0 and rows["limits: copy"]["GB/s"] > 0
     product, convolution = rows["patches: product"], rows["patches: convolution"]
@@ -61,7 +64,19 @@ def test_every_part_tells_in_its_order(tmp_path: Path) -> None:
     padded, packed = (rows[f"train: sdpa, {way}, adapters in float32"] for way in ways)
     assert padded["triplets_a_second"] > 0 and padded["GB"] > 0
     assert padded["loss"] == pytest.approx(packed["loss"], abs=1e-4)
-    assert rows["captions: 1 of 2 tokens, batches of 1"]["captions_a_second"] > 0
+    assert "minutes" in rows["train: compiled"]["skipped"]
+    assert rows["captions: 2 of 4 tokens, batches of 1"]["captions_a_second"] > 0
+    assert rows["decode: fixed addresses"]["equal_tokens"] == 1
+    assert "GPU" in rows["decode: CUDA graphs"]["skipped"]
+    assert rows["mine: 200 queries x 3,000 images"]["queries_a_second"] > 0
+    assert rows["mine: float32"]["wrong"] == 0
+    allowed = rows["mine: TF32 allowed from outside"]
+    assert allowed["as_float32"] and allowed["setting_kept"] and not allowed["wrong"]
+    for stage in ("mine", "caption, at most", "train", "evaluate", "all"):
+        assert float(rows[f"round: CIRR, {stage}"]["min_a_round"]) > 0
+    assert "A round of CIRR's size" in done.stdout
+    (measured,) = json.loads(table.read_text("utf-8"))["rates"]
+    assert measured["device"].endswith("1 thread") and measured["answer_tokens"] == 0
     assert float(rows["equality: float32 and float32, 4 items"]["of_other_items_at_least"]) > 0.01
 
 
@@ -148,7 +163,8 @@ sys.path[:] = [path for path in sys.path if "-packages" not in path]
 sys.path += [{str(bare)!r}]
 sys.path[:0] = [{str(ROOT / "scripts")!r}, {str(ROOT / "benchmarks")!r}, {str(ROOT / "src")!r}]
 import gpu_check, cirloop.backbones.qwen2_vl, cirloop.captioning.backends.qwen_vl
-import cirloop.training.trainer, cirloop.distributed.worker
+import cirloop.training.trainer, cirloop.distributed.worker, cirloop.stages.estimate
+import cirloop.data.jsonl
 """
     link(names, bare)
     done = subprocess.run(

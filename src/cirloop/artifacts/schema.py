@@ -58,6 +58,7 @@ SCHEMAS = {
     "scores": FileSchema(),
     "negatives": FileSchema(),
     "negatives_report": FileSchema(),
+    "rates": FileSchema(remedy="Delete it and measure again: cirloop plan --measure --rates FILE."),
 }
 """By name. A new form of a kind has a higher version."""
 

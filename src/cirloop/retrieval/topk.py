@@ -5,7 +5,8 @@ Vectors are float16 or float32 arrays, memory-mapped ones too, read part by part
 product in float32; where an image has several vectors (G, M, D), its most similar one counts. A
 `device` is torch's name of one, or several with commas (`cuda:0,cuda:1`), which take a part each.
 
-`topk` and `ranks` are exact and break ties by gallery row; `gallery_part.py` has how.
+`topk` and `ranks` are exact and break ties by gallery row; `gallery_part.py` has how. They stay
+exact where the process allows TF32: `precision.py` keeps it away.
 
 Q queries, G gallery, K kept, M kept of a part, W wanted, D dimensions, B queries of a block, C
 pairs.
@@ -22,8 +23,10 @@ from cirloop.backbones.similarity import similarity
 from cirloop.retrieval import gallery_part
 from cirloop.retrieval.arrays import Excluded, Floats, Rows, Vectors
 from cirloop.retrieval.gallery_part import GalleryPart, first_device, map_parts, tensor
+from cirloop.retrieval.precision import float32_products
 
 
+@float32_products()
 def topk(
     queries_QD: Vectors, gallery_GD: Vectors, k: int, device: str = "cpu", excluded: Excluded = None
 ) -> tuple[Rows, Floats]:
@@ -51,6 +54,7 @@ def topk(
     return rows_QK, scores_QK
 
 
+@float32_products()
 def ranks(
     queries_QD: Vectors,
     gallery_GD: Vectors,
@@ -79,6 +83,7 @@ def ranks(
     return sum(counts, np.ones(wanted_QW.shape, np.int64)), score_QW
 
 
+@float32_products()
 def scores_of(
     queries_QD: Vectors, gallery_GD: Vectors, rows_QW: Rows, device: str = "cpu"
 ) -> Floats:
@@ -123,13 +128,19 @@ def score_blocks(
         block = slice(start, min(start + size, len(queries_QD)))
         queries = tensor(queries_QD[block], device)
         if full_gallery is not None:
-            yield block, similarity(queries, full_gallery).cpu().numpy()
+            yield block, _product(queries, full_gallery)
             continue
         scores_BG = np.empty((len(queries), len(gallery_GD)), np.float32)
         for at in range(0, len(gallery_GD), step):
-            scores = similarity(queries, tensor(gallery_GD[at : at + step], device))
-            scores_BG[:, at : at + step] = scores.cpu().numpy()
+            part = tensor(gallery_GD[at : at + step], device)
+            scores_BG[:, at : at + step] = _product(queries, part)
         yield block, scores_BG
+
+
+@float32_products()
+def _product(queries_BD: torch.Tensor, images: torch.Tensor) -> Floats:
+    scores: Floats = similarity(queries_BD, images).cpu().numpy()
+    return scores
 
 
 def merge_topk(parts: Iterable[tuple[Rows, Floats]], k: int) -> tuple[Rows, Floats]:

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,7 +20,8 @@ from cirloop.data import Dataset
 from cirloop.distributed import launcher
 from cirloop.monitoring import oom
 from cirloop.stages import resources
-from cirloop.stages.measure import Timing, measure
+from cirloop.stages.lengths import lengths_of
+from cirloop.stages.measure import Measured, measure
 from cirloop.stages.memory_plan import peak_memory, rows_at_once
 from cirloop.stages.model_checks import (
     disk_bytes,
@@ -28,10 +30,17 @@ from cirloop.stages.model_checks import (
     num_images,
     used_splits,
 )
+from cirloop.stages.plan import plan
 from cirloop.stages.resources import gigabytes
+from cirloop.stages.work import PIECES, counts_of
+from cirloop.types import UserError
 from cirloop.validation import counted
 
 Rows = list[tuple[str, str]]
+
+
+class CannotMeasure(UserError):
+    """A model that this machine's memory does not hold."""
 
 
 def plan_rows(config: RunConfig, data: Dataset) -> Rows:
@@ -39,24 +48,32 @@ def plan_rows(config: RunConfig, data: Dataset) -> Rows:
     if config.retrieval == "simulated":
         return [*_method_rows(config, data), ("time", "seconds: there is no model")]
     rows = _method_rows(config, data) + _memory_rows(config, data) + _disk_rows(config, data)
-    cannot = _too_large(config)
     try:
-        timings = {} if cannot else measure(config, data, _max_training_rows(config, data))
-    except (MemoryError, RuntimeError) as error:
-        if not oom.is_oom(error):
-            raise
-        timings = {}
-        cannot = oom.first_line(error)
-    if config.trains and timings and "step" not in timings:
+        measured = measure_here(config, data)
+    except CannotMeasure as error:
+        return [*rows, ("time", str(error))]
+    if config.trains and "step" not in measured.timings:
         rows.append(
             (
                 "not measured",
                 "training: the activations of its rows do not fit the memory that is free here",
             )
         )
-    if not timings:
-        return [*rows, ("time", f"not measured, since the model cannot be loaded here: {cannot}")]
-    return rows + _time_rows(config, data, timings)
+    return rows + _time_rows(config, data, measured)
+
+
+def measure_here(config: RunConfig, data: Dataset) -> Measured:
+    """Measure the pieces of a run's work on this machine. Raises CannotMeasure where its memory
+    does not hold the model."""
+    why = _too_large(config)
+    try:
+        if not why:
+            return measure(config, data, _max_training_rows(config, data))
+    except (MemoryError, RuntimeError) as error:
+        if not oom.is_oom(error):
+            raise
+        why = oom.first_line(error)
+    raise CannotMeasure(f"not measured, since the model cannot be loaded here: {why}")
 
 
 def _method_rows(config: RunConfig, data: Dataset) -> Rows:
@@ -164,51 +181,23 @@ def _disk_rows(config: RunConfig, data: Dataset) -> Rows:
     ]
 
 
-def _time_rows(config: RunConfig, data: Dataset, timings: dict[str, Timing]) -> Rows:
-    """Return what was measured, and the hours of the run that follow from it."""
-    names = {
-        "image": "an image in the tower",
-        "row": "an embedding, vision cached",
-        "step": "a triplet in a step",
-        "text": "an image's texts, written and judged",
-    }
-    rows: Rows = [(f"measured: {names[name]}", str(timing)) for name, timing in timings.items()]
-    if config.num_iterations and config.captioning.enabled and "text" not in timings:
+def _time_rows(config: RunConfig, data: Dataset, measured: Measured) -> Rows:
+    """Return what was measured, and the minutes of the run that follow from it."""
+    rows: Rows = [
+        (f"measured: {PIECES[piece]}", str(timing)) for piece, timing in measured.timings.items()
+    ]
+    if config.num_iterations and config.captioning.enabled and "write" not in measured.timings:
         rows.append(("not measured", f"captions of {config.foundation.type}"))
+    lengths = lengths_of(config, data)
+    if measured.answer:
+        lengths = replace(lengths, answer=measured.answer, distinct=measured.distinct)
+    planned = plan(config, counts_of(config, data, 1.0), lengths, measured.costs)
+    for stage, of_round, in_all in planned.rows():
+        a_round = "" if of_round == "-" else f"{of_round} min a round, "
+        rows.append((f"estimate: {stage}", f"{a_round}{in_all} min in all"))
     num = launcher.num_processes(config.runtime)
-    note = f", at {num} processes as fast as {num} devices" if num > 1 else ""
-    seconds = _stage_seconds(config, data, timings)
-    rows += [(f"estimate: {stage}", f"{s / num / 3600:.3g} h") for stage, s in seconds.items()]
-    return [*rows, ("estimate: all", f"{sum(seconds.values()) / num / 3600:.3g} h{note}")]
-
-
-def _stage_seconds(
-    config: RunConfig, data: Dataset, timings: dict[str, Timing]
-) -> dict[str, float]:
-    """Return the seconds of each stage over the whole run, in one process."""
-    training = config.training
-    rounds = config.num_iterations
-    parts = data.eval_splits(config.evaluation.split)
-    num_embedded = sum(len(part.queries) + len(part.gallery.ids) for part in parts)
-    row = timings["row"].seconds
-    seconds = {
-        "vision, once": num_images(used_splits(config, data)) * timings["image"].seconds,
-        "evaluate": (rounds + 1 + config.evaluation.evaluate_base) * num_embedded * row,
-    }
-    if "step" not in timings:
-        return seconds
-    queries = len(data.train.triplets)
-    # Measured: a query and its target.
-    rows = training.batch_size * (2 + training.negatives_in_batch) / 2
-    steps = training.iteration_0_steps + rounds * training.steps_per_iteration
-    seconds["train"] = steps * rows * timings["step"].seconds
-    seconds["mine"] = rounds * (queries + len(data.train.gallery.ids)) * row
-    if "text" in timings:
-        captioning = config.captioning
-        mined = rounds * queries * config.mining.strategy.negatives_per_query
-        checked = captioning.num_candidates * row if captioning.max_round_trip_rank else 0.0
-        seconds["caption, at most"] = mined * (timings["text"].seconds + checked)
-    return seconds
+    note = f"{num} processes are taken to be as fast as {num} devices"
+    return [*rows, ("estimate", note)] if num > 1 else rows
 
 
 def _too_large(config: RunConfig) -> str:

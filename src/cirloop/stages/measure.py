@@ -1,140 +1,165 @@
-"""Seconds of a run's work, measured before it begins: an image in the tower, a batch embedded,
-texts written and judged, a step of training. As much of each as is predicted to take `BUDGET_S`
-seconds, at most the settings' own batch."""
+"""What each piece of a run's work costs, measured before it begins: with as much of each as is
+predicted to take `timing.BUDGET_S` seconds, at most the settings' own batch."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 
 from cirloop.backbones.features import VisionCache
-from cirloop.captioning.base import CaptionRequest
+from cirloop.backbones.model_settings import VlmSettings
+from cirloop.captioning.base import Answer, CaptionRequest
 from cirloop.captioning.batched_captioner import BatchedCaptioner
+from cirloop.captioning.config import CaptioningSettings
+from cirloop.captioning.prompts import Prompt
 from cirloop.config.run import RunConfig
 from cirloop.data import Dataset
 from cirloop.distributed.worker import create_accelerator
-from cirloop.retrieval.embed import embed, query_items
+from cirloop.monitoring import profiling
+from cirloop.retrieval.embed import batches_of, embed, query_items
+from cirloop.retrieval.topk import topk
+from cirloop.stages import timing
 from cirloop.stages.models import Models
+from cirloop.stages.timing import FIRST_ROWS, Point, Timing, fit, seconds_of, time_rows
+from cirloop.stages.work import Cost, Piece
 from cirloop.training.batches import BatchSampler
 from cirloop.training.config import InfoNCE
 from cirloop.training.trainer import Trainer
 from cirloop.types import EvalSplit, TrainSplit
 
 T = TypeVar("T")
-BUDGET_S = 12.0
-"""Seconds for each of the measurements, besides loading and a first try with a few rows."""
-FIRST_ROWS = 2
-"""Rows of the first try."""
+VISION_BATCHES = 8
+"""Batches of images that are encoded at most."""
+ANSWERS = 4
+"""Texts written for each question, so that reading it weighs little beside writing."""
+QUICK_LOADING_S = 10.0
+"""Seconds of loading a model up to which it is loaded twice: the first time also imports."""
 
 
 @dataclass(frozen=True, slots=True)
-class Timing:
-    """Seconds of one piece of work, measured with `rows` of the `of` rows of a full batch."""
+class Measured:
+    """Timings by piece; tokens of a text that was written, 0 = none was; and the share of an
+    image's texts that differ."""
 
-    seconds: float
-    rows: int
-    of: int
+    timings: dict[Piece, Timing]
+    answer: float = 0.0
+    distinct: float = 1.0
 
-    def __str__(self) -> str:
-        part = (
-            f"a full batch of {self.of}"
-            if self.rows == self.of
-            else f"{self.rows} rows of a batch of {self.of}"
-        )
-        return f"{1000 * self.seconds:,.1f} ms, from {part}"
-
-
-def time_rows(work: Callable[[int], object], of: int) -> Timing:
-    """Measure the seconds per row of `work(rows)`.
-
-    A few rows are timed first, then as many of `of` as fit the budget, if they are more.
-    """
-    rows = min(FIRST_ROWS, of)
-    work(rows)  # the first call also warms up
-    while True:
-        _synchronize()
-        began = time.perf_counter()
-        work(rows)
-        _synchronize()
-        seconds = (time.perf_counter() - began) / rows
-        more = min(of, int(BUDGET_S / max(seconds, 1e-9)))
-        if more < 2 * rows and (more <= rows or more < of):
-            return Timing(seconds, rows, of)
-        # Larger batches are faster: the prediction is made anew on the way.
-        rows = min(more, 8 * rows)
-
-
-def _synchronize() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    @property
+    def costs(self) -> dict[Piece, Cost]:
+        return {piece: timing.cost for piece, timing in self.timings.items()}
 
 
 def _quiet(items: Iterable[T], title: str = "") -> Iterable[T]:
     return items
 
 
-def measure(config: RunConfig, data: Dataset, most_rows: int) -> dict[str, Timing]:
-    """Measure the seconds of an image encoded, a row embedded, an image's texts and a training
-    triplet.
+def measure(config: RunConfig, data: Dataset, most_rows: int) -> Measured:
+    """Measure the pieces of a run's work.
 
-    Keys are `image`, `row`, `text` and `step`; the last two only where the run `trains`, the last
-    only where its activations are those of at most `most_rows` rows. Releases every model at the
-    end.
+    Those of captions and training only where the run has them, and `step` only where its
+    activations are those of at most `most_rows` rows. Releases every model at the end.
     """
     models = Models(config)
     try:
         split = data.train if config.trains else data.eval_splits(config.evaluation.split)[0]
-        timings = _embedding(config, models, split)
-        foundation = config.foundation
+        timings: dict[Piece, Timing] = {"load": _loading(models)}
+        timings |= _embedding(config, models, split)
+        answer, distinct = 0.0, 1.0
         writes = config.num_iterations and config.captioning.enabled
-        if writes and foundation.is_timed:
-            timings["text"] = _captioning(config, models, data.train)
+        if writes and config.foundation.is_timed:
+            captions, answer, distinct = _captioning(config, models, data.train)
+            timings |= captions
         size = min(config.training.batch_size, len(data.train.triplets)) if config.trains else 0
         if not config.training.grad_cache_chunk_size:
             size = min(size, most_rows // 2)
         if size >= FIRST_ROWS and 2 * config.training.grad_cache_chunk_size <= most_rows:
+            encoded = int(timing.BUDGET_S / timings["image"].cost.unit)
+            size = min(size, max(FIRST_ROWS, encoded // 2))
             timings["step"] = _training(config, models, data.train, size)
-        return timings
+        return Measured(timings, answer, distinct)
     finally:
         models.release()
 
 
+def _loading(models: Models) -> Timing:
+    embedder = models.embedder(None)
+    took = seconds_of(lambda: models.load(embedder))
+    if took < QUICK_LOADING_S:
+        models.release()
+        took = seconds_of(lambda: models.load(embedder))
+    return Timing(Cost(0.0, took), 1, 1)
+
+
 def _embedding(
     config: RunConfig, models: Models, split: TrainSplit | EvalSplit
-) -> dict[str, Timing]:
+) -> dict[Piece, Timing]:
     embedder = models.embedder(None)
     runtime = config.runtime
     queries = split.queries if isinstance(split, EvalSplit) else [t.query for t in split.triplets]
-    items = _repeat_to(query_items(queries), runtime.embed_batch_size)
-    images = [
-        split.images.load(item.image) for item in _repeat_to(items, runtime.vision_batch_size)
+    num_images = min(len(split.gallery.ids), VISION_BATCHES * runtime.vision_batch_size)
+
+    def encode(rows: int) -> None:
+        with TemporaryDirectory() as directory:
+            cache = VisionCache(models.load(embedder), split.images, Path(directory), runtime)
+            cache.precompute(split.gallery.ids[:rows])
+
+    *_, (rows, took) = time_rows(encode, num_images)
+    image = Timing(Cost(0.0, took / rows), rows, num_images)
+    items = query_items(queries)[: runtime.embed_batch_size]
+    # Whose images must be encoded first.
+    items = items[: max(FIRST_ROWS, int(timing.BUDGET_S / image.cost.unit))]
+    features = models.vision_cache(embedder, split)
+    features.precompute([item.image for item in items])
+    backbone = models.load(embedder)
+    grids = features.grids([item.image for item in items])
+    is_vlm = isinstance(config.model, VlmSettings)
+    lengths = [
+        backbone.sequence_length(item, grid) if is_vlm else 1
+        for item, grid in zip(items, grids, strict=True)
     ]
 
-    def encode(rows: int) -> object:
-        return models.load(embedder).encode_images(images[:rows])
+    def point(batch_size: int) -> Point:
+        calls = len(batches_of(lengths, batch_size))
+        took = seconds_of(lambda: embed(backbone, features, items, batch_size, _quiet, "measure"))
+        return Point(calls, sum(lengths), took)
 
-    encoding = time_rows(encode, runtime.vision_batch_size)
-    # Whose images must be encoded first.
-    size = min(len(items), max(FIRST_ROWS, int(BUDGET_S / encoding.seconds)))
-    features = models.vision_cache(embedder, split)
-    features.precompute([item.image for item in items[:size]])
+    point(FIRST_ROWS)  # warms up
+    cost = fit(point(FIRST_ROWS), point(runtime.embed_batch_size))
+    vectors = embed(backbone, features, items[:1], 1, _quiet, "measure")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return {
+        "image": image,
+        "row": Timing(cost, len(items), runtime.embed_batch_size),
+        "search": _search(device, vectors.shape[-1]),
+        "rank": _search("cpu", vectors.shape[-1]),
+    }
 
-    def work(rows: int) -> object:
-        return embed(models.load(embedder), features, items[:rows], rows, _quiet, "measure")
 
-    row = time_rows(work, size)
-    return {"image": encoding, "row": Timing(row.seconds, row.rows, len(items))}
+def _search(device: str, width: int) -> Timing:
+    """Measure a score of the best images of random vectors."""
+    random = np.random.default_rng(0)
+    num_queries, num_images = (2048, 1 << 16) if device == "cuda" else (256, 1 << 13)
+    queries = random.standard_normal((num_queries, width), np.float32)
+    gallery = random.standard_normal((num_images, width), np.float32)
+    topk(queries[:2], gallery, 10, device)  # warms up
+    took = seconds_of(lambda: topk(queries, gallery, 10, device))
+    return Timing(Cost(0.0, took / (num_queries * num_images)), num_queries, num_queries)
 
 
-def _captioning(config: RunConfig, models: Models, train: TrainSplit) -> Timing:
+def _captioning(
+    config: RunConfig, models: Models, train: TrainSplit
+) -> tuple[dict[Piece, Timing], float, float]:
+    """Measure a question's token read, and a text's token written; return them, the tokens of a
+    text, and the share of an image's texts that differ."""
     settings = config.captioning
-    prompts = config.captioning.prompts(config.foundation)
+    prompts = settings.prompts(config.foundation)
     requests = _repeat_to(
         [CaptionRequest(t.query.reference, t.target, t.query.text) for t in train.triplets],
         settings.batch_size,
@@ -143,24 +168,62 @@ def _captioning(config: RunConfig, models: Models, train: TrainSplit) -> Timing:
     batched_captioner = BatchedCaptioner(
         captioner, train.images, config.cache / "vision", len(requests), _quiet, config.runtime
     )
-    temperatures = [0.0] + [settings.temperature] * (settings.num_candidates - 1)
+    batched_captioner.precompute_vision(requests, lambda cache, images: cache.precompute(images))
+    reading, num_read = _reading(batched_captioner, prompts.verify, requests)
+    points, texts = _writing(batched_captioner, prompts.rewrite, requests, settings, reading)
+    num = min(ANSWERS, settings.num_candidates)
+    distinct = sum(len({answer.text for answer in row[:num]}) for row in texts)
+    timings: dict[Piece, Timing] = {
+        "read": Timing(reading, num_read, len(requests)),
+        "write": Timing(fit(points[0], points[-1]), len(texts), len(requests)),
+    }
+    return timings, points[-1].calls / ANSWERS, distinct / (num * len(texts))
 
-    def work(rows: int) -> object:
-        texts = batched_captioner.generate(
-            prompts.rewrite, requests[:rows], settings.max_new_tokens, temperatures, 0, "measure"
-        )
-        if not settings.min_verify_probability:
-            return texts
-        verify_requests = [ask for ask in requests[:rows] for _ in range(settings.num_candidates)]
-        return batched_captioner.yes_probability(
-            prompts.verify, verify_requests[: len(requests)], "measure"
-        )
 
-    return time_rows(work, len(requests))
+def _reading(
+    captioner: BatchedCaptioner, prompt: Prompt, requests: Sequence[CaptionRequest]
+) -> tuple[Cost, int]:
+    """Return the cost of a question's token, and the questions that it was measured with."""
+    tokens: dict[int, int] = {}
+
+    def read(rows: int) -> None:
+        with profiling.metering() as spent:
+            captioner.yes_probability(prompt, requests[:rows], "measure")
+        tokens[rows] = spent.tokens or rows  # which not every captioner counts
+
+    points = [Point(1, tokens[rows], took) for rows, took in time_rows(read, len(requests))]
+    return fit(points[0], points[-1]), max(tokens)
+
+
+def _writing(
+    captioner: BatchedCaptioner,
+    prompt: Prompt,
+    requests: Sequence[CaptionRequest],
+    settings: CaptioningSettings,
+    reading: Cost,
+) -> tuple[list[Point], list[list[Answer]]]:
+    """Return the seconds of decoding by steps and tokens, and the answers of the last point."""
+    metrics: dict[int, profiling.StageMetrics] = {}
+    texts: list[list[Answer]] = []
+    temperatures = [0.0] + [settings.temperature] * (ANSWERS - 1)
+
+    def write(rows: int) -> None:
+        limit = settings.max_new_tokens
+        with profiling.metering() as metrics[rows]:
+            texts[:] = captioner.generate(
+                prompt, requests[:rows], limit, temperatures, 0, "measure"
+            )
+
+    points = []
+    for rows, took in time_rows(write, len(requests)):
+        tokens = metrics[rows].tokens_written or ANSWERS * rows * settings.max_new_tokens
+        read = reading.call + reading.unit * (metrics[rows].tokens or rows)
+        points.append(Point(tokens / rows, tokens, max(took - read, 0.1 * took)))
+    return points, texts
 
 
 def _training(config: RunConfig, models: Models, train: TrainSplit, size: int) -> Timing:
-    """Measure the seconds of a triplet in a step of at most `size`.
+    """Measure a triplet in a step of at most `size`.
 
     The loss is InfoNCE, which needs no mined images; the time of the loss itself is negligible.
     """
@@ -168,6 +231,9 @@ def _training(config: RunConfig, models: Models, train: TrainSplit, size: int) -
     backbone.make_trainable(config.training, 0)
     accelerate = create_accelerator()
     features = VisionCache(backbone, train.images, config.cache / "vision", config.runtime)
+
+    batch = BatchSampler(train.triplets, [], [], size, 0.0, 0, 0, False)[0]
+    features.precompute([*(query.reference for query in batch.queries), *batch.candidates])
 
     def work(rows: int) -> object:
         settings = config.training.model_copy(
@@ -184,9 +250,10 @@ def _training(config: RunConfig, models: Models, train: TrainSplit, size: int) -
             trainer.optimizer.zero_grad()
             return loss
 
-    timing = time_rows(work, size)
+    points = time_rows(work, size)
     accelerate.free_memory()
-    return Timing(timing.seconds, timing.rows, config.training.batch_size)
+    first, last = (Point(1, rows, took) for rows, took in (points[0], points[-1]))
+    return Timing(fit(first, last), points[-1][0], config.training.batch_size)
 
 
 def _repeat_to(rows: Sequence[Any], num: int) -> list[Any]:

@@ -189,15 +189,21 @@ def mean_tokens(model: VlmSettings, splits: Iterable[TrainSplit | EvalSplit]) ->
     total = 0.0
     weight = 0
     for split in splits:
-        ids = split.gallery.ids
-        sample: list[ImageId] = [*ids[:: max(1, len(ids) // SAMPLE)]][:SAMPLE]
-        shapes = [
-            (pixels.height, pixels.width)
-            for pixels in (split.images.load(image) for image in sample)
-        ]
-        total += len(ids) * sum(_tokens(model, shapes)) / max(1, len(sample))
-        weight += len(ids)
+        num = len(split.gallery.ids)
+        tokens = sampled_tokens(model, split)
+        total += num * sum(tokens) / max(1, len(tokens))
+        weight += num
     return total / max(1, weight)
+
+
+def sampled_tokens(model: VlmSettings, split: TrainSplit | EvalSplit) -> list[int]:
+    """Return the vision tokens of a sample of a split's images."""
+    ids = split.gallery.ids
+    sample: list[ImageId] = [*ids[:: max(1, len(ids) // SAMPLE)]][:SAMPLE]
+    shapes = [
+        (pixels.height, pixels.width) for pixels in (split.images.load(image) for image in sample)
+    ]
+    return _tokens(model, shapes)
 
 
 def _tokens(model: VlmSettings, shapes: list[tuple[int, int]]) -> list[int]:

@@ -1,4 +1,4 @@
-"""Memory and disk by arithmetic, from the sizes in a model's config.json;
+"""Memory, disk and operations by arithmetic, from the sizes in a model's config.json;
 `benchmarks/plan_against_measured.py` holds it against what a model really takes.
 
 Names of sizes: D hidden, F intermediate, Q and K the widths of all queries and of all keys of a
@@ -42,6 +42,10 @@ class Sizes:
     """Numbers kept of an image per token of it, DeepStack's among them."""
     pixels_per_token: int
     """Side of the square of pixels that makes a token, for Qwen's families; else 0."""
+    vision_layers: int
+    vision_hidden: int
+    patches_per_token: int
+    """Patches of the tower that are merged into a token."""
 
     @property
     def weights(self) -> int:
@@ -102,6 +106,9 @@ def model_sizes(directory: Path) -> Sizes:
         total - language - head,
         text.hidden_size * (1 + deep),
         vision.patch_size * merged,
+        getattr(vision, "depth", None) or vision.num_hidden_layers,
+        getattr(vision, "embed_dim", None) or vision.hidden_size,
+        max(1, merged) ** 2,
     )
 
 
@@ -192,6 +199,21 @@ def caption_bytes(sizes: Sizes, dtype: str, questions: int, tokens: int, new_tok
     """Return the bytes of a batch's keys and values: as prefilled, and once more with room for the
     answer."""
     return questions * (2 * tokens + new_tokens) * key_value_bytes(sizes, dtype)
+
+
+def vision_flops(sizes: Sizes, tokens: float) -> float:
+    """Return the operations of the tower for an image of `tokens` tokens."""
+    patches = sizes.patches_per_token * tokens
+    attention = 4 * sizes.vision_layers * sizes.vision_hidden * patches**2
+    return 2 * sizes.vision_weights * patches + attention
+
+
+def language_flops(sizes: Sizes, tokens: float, before: float = 0.0) -> float:
+    """Return the operations of a forward pass over `tokens` tokens of a row, behind `before` others
+    that have been read."""
+    pairs = tokens * (before + tokens / 2)
+    attention = 4 * sizes.layers * sizes.heads * sizes.head_width * pairs
+    return 2 * sizes.language_weights * tokens + attention
 
 
 def feature_bytes(sizes: Sizes, dtype: str, tokens: float) -> int:
