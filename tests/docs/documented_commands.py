@@ -169,11 +169,11 @@ ROWS = (
     ),
     Row(
         "cirloop plan --config cirr_qwen2_vl --data_dir data/cirr --device H100 --num_devices 8",
-        not_here="no such device has been measured; tests/cli/test_plan.py plans for another",
+        not_here="no such device has been measured; tests/cli/test_plan_command.py plans for another",
     ),
     Row(
         "cirloop plan --config shop.yaml --measure --rates rates.json",
-        not_here="tests/cli/test_plan.py measures a smaller run",
+        not_here="tests/cli/test_plan_command.py measures a smaller run",
     ),
     # docs/many-processes.md: how several processes work is for tests/distributed; their settings
     # are checked here
