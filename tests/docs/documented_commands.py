@@ -169,7 +169,7 @@ ROWS = (
     ),
     Row(
         "cirloop plan --config cirr_qwen2_vl --data_dir data/cirr --device H100 --num_devices 8",
-        not_here="no such device has been measured; tests/cli/test_plan_command.py plans for another",
+        not_here="no such device is measured; tests/cli/test_plan_command.py plans for another",
     ),
     Row(
         "cirloop plan --config shop.yaml --measure --rates rates.json",
