@@ -49,6 +49,7 @@ ELSEWHERE = {
     "backbones.tensor_cache": ("TensorCache._make_room", "_open_shard"),
     "retrieval.vectors": ("zeros_or_memmap",),
     # outputs of commands that do their work anew
+    "stages.rates": ("extend",),
     "tools.add_negatives.encode": ("_save", "encode_shard"),
     "tools.add_negatives.pipeline": ("add_negatives",),
     # an export is made aside and renamed, and what one that was killed left is removed:
