@@ -126,12 +126,12 @@ def run_arm(study: Study, args: argparse.Namespace, seed: int, arm: str) -> dict
         adapter = str(warm / "checkpoint_iter_0")
         parts = {"model": {"start_adapter": adapter}, "training": {"iteration_0_steps": 0}}
     elif not directory.exists() and "foundation" not in study.arms[arm]:
-        aside = args.output / f".{arm}_{seed}"
-        shutil.rmtree(aside, ignore_errors=True)
-        shutil.copytree(warm, aside)
+        copied = args.output / f".{arm}_{seed}"
+        shutil.rmtree(copied, ignore_errors=True)
+        shutil.copytree(warm, copied)
         # it stays the run of its manifest
-        save(config(study, args, seed, directory, args.rounds, arm), aside / CONFIG)
-        aside.rename(directory)
+        save(config(study, args, seed, directory, args.rounds, arm), copied / CONFIG)
+        copied.rename(directory)
     results = runner.run(config(study, args, seed, directory, args.rounds, arm, **parts))
     accounts = [json.loads(p.read_text()) for p in sorted(directory.glob("accounting_iter_*.json"))]
     samples = sorted(directory.glob("augmented_samples_iter_*.json"))

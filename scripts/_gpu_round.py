@@ -106,7 +106,8 @@ class FixedDecoder:
     @torch.no_grad()
     def __call__(self) -> torch.Tensor:
         """The tokens (B, new_tokens) that each row goes on with."""
-        prefilled, written = self.prefilled, []
+        prefilled = self.prefilled
+        written = []
         self.mask.zero_()
         self.mask[:, 0, 0, : self.start] = prefilled.mask_BT[:, :-1].bool()
         ids, positions = prefilled.ids_BT[:, -1:], prefilled.positions_3BT[:, :, -1:].clone()
@@ -275,7 +276,8 @@ def never_ends(model: Path) -> None:
 def run_of(check: Check) -> tuple[RunConfig, Any]:
     """A run of the check's model on its images: one round, a caption for each mined image, an epoch
     of CIRR."""
-    args, directory = check.args, check.directory / "data"
+    args = check.args
+    directory = check.directory / "data"
     images = check.pictures(max(args.tokens))
     names = [path.name for path in sorted(images.iterdir())]
     pairs = zip(names, names[1:] + names[:1], strict=True)

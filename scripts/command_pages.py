@@ -296,9 +296,11 @@ def _several(names: str | Sequence[str]) -> Sequence[str]:
 def flag(model: type[BaseSettings], path: str, field: FieldInfo, types: tuple[str, ...]) -> Flag:
     told = model.model_config
     short = (told.get("cli_shortcuts") or {}).get(path, ())
-    given = field.validation_alias  # takes the place of the name
+    alias_of_field = field.validation_alias  # takes the place of the name
     aliases = (
-        given.choices if isinstance(given, AliasChoices) else [given or path.rpartition(".")[2]]
+        alias_of_field.choices
+        if isinstance(alias_of_field, AliasChoices)
+        else [alias_of_field or path.rpartition(".")[2]]
     )
     paths = [f"{path.rpartition('.')[0]}.{alias}".lstrip(".") for alias in aliases]
     if any(kind is _CliPositionalArg for kind in field.metadata):
@@ -421,7 +423,7 @@ def page(command: Command) -> str:
     for title, name in command.models.items():
         module, _, kind = name.partition(":")
         model = getattr(importlib.import_module(module), kind)
-        known = parsed(model)
+        flags = parsed(model)
         out += [f"## {title or 'Flags'}", ""]
         out += [AFTER[title], ""] if title in AFTER else []
         for group in groups(model, [model]):
@@ -435,7 +437,7 @@ def page(command: Command) -> str:
                 *(f"- `{tag}`: {first}" for tag, first in group.types.items()),
                 *([""] if group.types else []),
             ]
-            out += [*table(group, known), ""]
+            out += [*table(group, flags), ""]
     return "\n".join(out)
 
 

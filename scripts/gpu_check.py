@@ -339,7 +339,8 @@ def equality(check: Check) -> None:
         ]
         made[dtype] = vectors(work, items, f"equality {dtype}", 2)
         del work
-    one, other = made[check.args.dtype], made["float32"]
+    one = made[check.args.dtype]
+    other = made["float32"]
     apart, others = float((one - other).norm(dim=1).max()), float(torch.pdist(other).min())
     values = {"distance_at_most": f"{apart:.1e}", "of_other_items_at_least": f"{others:.1e}"}
     check.tell("equality", f"{check.args.dtype} and float32, {len(one)} items", values)
@@ -361,7 +362,8 @@ PARTS: dict[str, tuple[Callable[[Check], None], float]] = {
 
 def run(check: Check) -> bool:
     """Whether no part failed."""
-    fine, until = True, check.began + 60 * check.args.minutes
+    fine = True
+    until = check.began + 60 * check.args.minutes
     for part in (part for part in PARTS if part == "limits" or part in check.args.parts):
         work, share = PARTS[part]
         left = until - time.monotonic()

@@ -39,12 +39,12 @@ class PlantedPairs:
 def planted_pairs(train: TrainSplit, num: int, seed: int) -> PlantedPairs:
     """Plant `num` human triplets (all, where there are fewer), and nine times as many wrong pairs,
     less those that are known to be right."""
-    known = KnownPositives.of(train)
+    positives = KnownPositives.of(train)
 
     def is_right(request: CaptionRequest) -> bool:
         query = Query(QueryId(""), request.reference, request.text)
         catalogue = train.catalogue
-        return known.content(request.image) in known.right(query) or (
+        return positives.content(request.image) in positives.right(query) or (
             catalogue is not None
             and catalogue.is_true(request.reference, request.text, request.image)
         )

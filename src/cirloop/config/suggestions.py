@@ -37,11 +37,11 @@ OTHER_FLAGS = {
 
 def types_like(name: str, expected: Iterable[str]) -> list[str]:
     """Return the types that an unknown name may mean."""
-    known = list(expected)
+    types = list(expected)
     word = name.lower().replace("-", "_")
-    if OTHER_NAMES.get(word) in known:
+    if OTHER_NAMES.get(word) in types:
         return [OTHER_NAMES[word]]
-    return difflib.get_close_matches(word, known, n=2)
+    return difflib.get_close_matches(word, types, n=2)
 
 
 def flags_like(words: Iterable[str], known: Collection[str]) -> list[str]:

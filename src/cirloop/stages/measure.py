@@ -71,7 +71,8 @@ def measure(config: RunConfig, data: Dataset, most_rows: int) -> Measured:
         split = data.train if config.trains else data.eval_splits(config.evaluation.split)[0]
         timings: dict[Piece, Timing] = {"load": _loading(models)}
         timings |= _embedding(config, models, split)
-        answer, distinct = 0.0, 1.0
+        answer = 0.0
+        distinct = 1.0
         writes = config.num_iterations and config.captioning.enabled
         if writes and config.foundation.is_timed:
             captions, answer, distinct = _captioning(config, models, data.train)

@@ -54,12 +54,12 @@ def mine(
     """
 
     def build(path: Path) -> None:
-        known = known_positives(run.data.train, before)
+        positives = known_positives(run.data.train, before)
         augmented = [row for artifact in before for row in read_augmented(artifact)]
         backbone = run.embedder(checkpoint)
-        content = mine_split(run, backbone, iteration, known, augmented)
+        content = mine_split(run, backbone, iteration, positives, augmented)
         if run.config.mining.anchors.num:
-            content["anchors"] = mine_anchors(run, backbone, iteration, known, augmented)
+            content["anchors"] = mine_anchors(run, backbone, iteration, positives, augmented)
         futile.warn(run, futile.nothing_mined(content, run.config.mining))
         write_json(path, run.mark | content)
 
@@ -85,21 +85,21 @@ def mine_split(
     run: RunContext,
     backbone: Embedder,
     iteration: int,
-    known: KnownPositives | None = None,
+    positives: KnownPositives | None = None,
     augmented: Sequence[AugmentedTriplet] = (),
 ) -> dict[str, Any]:
     """Mine the train split, and return the rows, statistics of strategy and filters, and counts as
     JSON.
 
-    `known` says what is right beside the targets, by default what the train split knows;
+    `positives` says what is right beside the targets, by default what the train split knows;
     `augmented` are the texts of earlier rounds, whose pairs `mining.skip_captioned` leaves out.
     """
     train = run.data.train
     settings = run.config.mining
-    known = known or KnownPositives.of(train)
-    barred, left_out = barred_rows(train, known)
+    positives = positives or KnownPositives.of(train)
+    barred, left_out = barred_rows(train, positives)
     if settings.skip_captioned:
-        captioned = captioned_rows(train, known, augmented)
+        captioned = captioned_rows(train, positives, augmented)
         barred = [right | written for right, written in zip(barred, captioned, strict=True)]
     vectors = mining_inputs(run, backbone, train, barred)
     context = mining_context(run, backbone, train, vectors, iteration)

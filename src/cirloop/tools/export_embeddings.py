@@ -114,13 +114,13 @@ def _export_split(
         [t.query for t in split.triplets] if isinstance(split, TrainSplit) else list(split.queries)
     )
     if isinstance(split, TrainSplit) and options.format == "npy":
-        known = mining_inputs(run, backbone, split)
-        vectors = known.queries_QD
-        assert known.references_Q is not None
+        inputs = mining_inputs(run, backbone, split)
+        vectors = inputs.queries_QD
+        assert inputs.references_Q is not None
         place.mkdir(parents=True, exist_ok=True)
-        np.save(place / "targets.npy", known.targets_Q)
-        np.save(place / "references.npy", known.references_Q)
-        write_json(place / "positives.json", [sorted(rows) for rows in known.positives or ()])
+        np.save(place / "targets.npy", inputs.targets_Q)
+        np.save(place / "references.npy", inputs.references_Q)
+        write_json(place / "positives.json", [sorted(rows) for rows in inputs.positives or ()])
     else:
         vectors = run.embed_cached(
             backbone, query_items(queries), split, f"embed {split.name} queries"
