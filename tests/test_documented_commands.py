@@ -443,7 +443,8 @@ def test_the_commands_work_one_after_the_other(tmp_path: Path) -> None:
 def test_fast_mode_with_fewer_steps_is_gone_on_with(tmp_path: Path) -> None:
     """`--fast_mode` as it stands takes minutes; its settings are compared with its file above."""
     steps = "--training.iteration_0_steps 4 --training.steps_per_iteration 4"
-    flags = f"--fast_mode --num_iterations 1 {steps} --captioning.max_per_iteration 8"
+    texts = "--captioning.max_per_iteration 8 --mining.anchors.num 4"
+    flags = f"--fast_mode --num_iterations 1 {steps} {texts}"
     done = command("train_iterative.py", *shlex.split(flags), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "experiments/qwen2_vl_shapes_iterative/checkpoint_iter_1").is_dir()

@@ -16,11 +16,12 @@ SHAPES = (
     "--data.train_families 3 --data.train_triplets 12 --data.eval_families 3"
     " --runtime.num_workers 0"
 )
-SHORT = (
+SHORT_CONTROL = (
     "--training.iteration_0_steps 2 --training.steps_per_iteration 2 --training.batch_size 3"
     " --hard_negative_k 1 --captioning.num_candidates 1 --captioning.min_verify_probability 0"
     " --captioning.max_round_trip_rank 0 --captioning.max_new_tokens 8"
 )
+SHORT = f"{SHORT_CONTROL} --mining.anchors.num 2"
 """Flags that make a run small: they are added to the documented ones."""
 TINY = "--model_path tiny --foundation_model_path tiny"
 FLOAT32 = f"{TINY} --model.dtype float32 --foundation.dtype float32"
@@ -160,6 +161,14 @@ ROWS = (
         f"{SHAPES} {SHORT}",
         after=(FAST_1,),
         makes=("experiments/fast_1/replaced_1",),
+    ),
+    # docs/rounds.md
+    Row(
+        f"{RUN} --negative_strategy none --no-captioning.enabled --mining.anchors.num 0"
+        " --training.bundles.size 0 --training.negatives.first_rank 1"
+        " --training.negatives.last_rank None --experiment_dir experiments/control",
+        f"{SHAPES} {SHORT_CONTROL} --num_iterations 1",
+        makes=("experiments/control/checkpoint_iter_1",),
     ),
     # docs/costs.md
     Row(
