@@ -26,6 +26,7 @@ from cirloop.stages.mine import mine_split
 from cirloop.stages.train import train
 from cirloop.training.config import TrainingSettings
 from cirloop.types import AugmentedTriplet, Query, QueryId, Triplet, UserError
+from tests.report.pages import read
 
 ANGLES = np.linspace(0, np.pi / 2, 12)
 GALLERY = np.stack([np.cos(ANGLES), np.sin(ANGLES)], 1).astype(np.float32)
@@ -141,7 +142,9 @@ def test_a_pair_with_a_text_is_mined_no_more(small: Any, tmp_path: Path) -> None
 
 
 @pytest.mark.full
-def test_a_run_with_anchors_bundles_and_ranked_negatives(small: Any, tmp_path: Path) -> None:
+def test_a_run_with_anchors_bundles_and_ranked_negatives(
+    small: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = small(
         tmp_path / "run",
         num_iterations=2,
@@ -164,6 +167,17 @@ def test_a_run_with_anchors_bundles_and_ranked_negatives(small: Any, tmp_path: P
     texts = read_augmented(store.load("augmented_samples_iter_1.json"))
     from_anchors = [row for row in texts if row.source in {query.id for query in anchors.queries}]
     assert from_anchors
+    account = store.load("accounting_iter_1.json").read()
+    assert account["accepted_of_anchors"] == len(from_anchors) < account["accepted"] == len(texts)
+    assert 0 <= account["true_captions_of_anchors"] <= account["true_captions"]
+    summary = store.load("augmented_samples_iter_1.json").read()["summary"]
+    assert summary["anchors"]["accepted"] == len(from_anchors)
+    assert summary["anchors"]["mined"] == len(anchors.pairs) < summary["mined"]
+    assert "of anchors" in capsys.readouterr().out
+    page = read((config.directory / "report.html").read_text())
+    ((*cells, _),) = page.tables["Accepted texts"][1:]
+    assert cells[0:2] + cells[3:] == ["1", str(len(texts)), str(len(from_anchors))]
+    assert f"6 of 6; {len(anchors.pairs)} neighbours in all" in page.text
     assert "hard_negatives_iter_1.json" not in store.names
     negatives = read_mined(store.load("ranked_negatives_iter_2.json"))
     assert {row.rank for row in negatives} <= {*range(3, 10)}

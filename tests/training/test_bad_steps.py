@@ -17,7 +17,7 @@ import torch
 
 from cirloop.backbones import LoraSettings
 from cirloop.monitoring import preemption
-from cirloop.training.health import NonFiniteBatch, plateau_warning
+from cirloop.training.health import NonFiniteBatch, loss_warning
 from cirloop.training.trainer import Trainer
 from cirloop.types import UserError
 from tests.commands import in_two_processes
@@ -301,12 +301,25 @@ def test_two_processes_stop_and_leave_out_together(cache: Path, tmp_path: Path) 
 
 def test_a_loss_that_does_not_fall_is_told_from_one_that_does() -> None:
     noise = torch.randn(80, generator=torch.Generator().manual_seed(1)).tolist()
-    flat = plateau_warning([2.0 + 0.1 * n for n in noise])
-    assert flat is not None and "first 20 steps" in flat and "standard error of 0.0" in flat
-    assert plateau_warning([2.0 + 0.1 * n - 0.01 * i for i, n in enumerate(noise)]) is None
-    assert plateau_warning([2.0 + 0.01 * i for i in range(80)]) is not None
-    assert plateau_warning([2.0] * 31) is None, "too few steps to tell"
-    assert plateau_warning([2.0] * 32) is not None
+    flat = [2.0 + 0.1 * n for n in noise]
+    falling = [loss - 0.01 * i for i, loss in enumerate(flat)]
+    rising = [loss + 0.01 * i for i, loss in enumerate(flat)]
+    of_flat = loss_warning(flat, 0)
+    assert of_flat is not None and of_flat.startswith("the loss did not fall: ")
+    assert "first 20 steps" in of_flat and "standard error of 0.0" in of_flat
+    assert loss_warning(falling, 0) is None
+    assert loss_warning(rising, 0) is not None
+    assert loss_warning([2.0] * 31, 0) is None, "too few steps to tell"
+    assert loss_warning([2.0] * 32, 0) is not None
+
+
+def test_a_later_iteration_is_warned_of_where_its_loss_rose() -> None:
+    noise = torch.randn(80, generator=torch.Generator().manual_seed(1)).tolist()
+    flat = [2.0 + 0.1 * n for n in noise]
+    assert loss_warning(flat, 1) is None, "it starts from a trained model"
+    of_rising = loss_warning([loss + 0.01 * i for i, loss in enumerate(flat)], 1)
+    assert of_rising is not None and of_rising.startswith("the loss rose: ")
+    assert "a difference of +0." in of_rising
 
 
 @pytest.fixture(autouse=True)

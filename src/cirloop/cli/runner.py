@@ -194,22 +194,21 @@ def _print_accounts(store: Store) -> None:
     accounts = [
         store.load(n).read() for n in sorted(store.names) if n.startswith("accounting_iter_")
     ]
-    if accounts:
-        rows = [
-            (
-                a["iteration"],
-                a["mined"],
-                _fraction(a["false_negatives"], a["mined"]),
-                a["accepted"],
-                _fraction(a["true_captions"], a["accepted"]),
-            )
-            for a in accounts
-        ]
-        table(
-            "Mining and captions, counted exactly",
-            ("iteration", "mined", "false negatives", "accepted texts", "true"),
-            rows,
-        )
+    if not accounts:
+        return
+    columns = ["iteration", "mined", "false negatives", "accepted texts", "true"]
+    has_anchors = any("accepted_of_anchors" in a for a in accounts)
+    if has_anchors:
+        columns += ["of anchors", "true"]
+    rows = []
+    for a in accounts:
+        mined = (a["mined"], _fraction(a["false_negatives"], a["mined"]))
+        texts = [a["accepted"], _fraction(a["true_captions"], a["accepted"])]
+        if has_anchors:
+            num = a.get("accepted_of_anchors", 0)
+            texts += [num, _fraction(a.get("true_captions_of_anchors", 0), num)]
+        rows.append((a["iteration"], *mined, *texts))
+    table("Mining and captions, counted exactly", columns, rows)
 
 
 def print_results(results: Sequence[dict[str, Any]], protocol: EvalProtocol) -> None:

@@ -49,8 +49,9 @@ def section(data: ReportData, thumbnails: Thumbnails) -> tuple[Section, Summarie
         )
         return Section("captions", "Captions", [note], tables=_judge(data)), {}
     note = (
-        "A foundation model wrote the text that would make a mined image right. Accepted texts"
-        " become training triplets; each rejected one is kept with the check that it failed."
+        "A foundation model wrote the text that would make a mined image, or a neighbour of an"
+        " anchor, right. Accepted texts become training triplets; each rejected one is kept with"
+        " the check that it failed."
     )
     chart = _chart(data, summaries)
     return (
@@ -60,7 +61,7 @@ def section(data: ReportData, thumbnails: Thumbnails) -> tuple[Section, Summarie
             [note],
             (),
             [chart],
-            [*_true_texts(data), *_judge(data), *_relabelled(data, summaries)],
+            [*_accepted_texts(data, summaries), *_judge(data), *_relabelled(data, summaries)],
             examples,
             legend(REASONS, (reason for row in summaries.values() for reason in row["rejected"])),
         ),
@@ -92,18 +93,37 @@ def _chart(data: ReportData, summaries: Summaries) -> Chart:
     return draw("captions", f"{data.mark}Texts accepted and rejected", table, plot)
 
 
-def _true_texts(data: ReportData) -> list[Table]:
-    """Return how many of the accepted texts are true, where the data set knows."""
+def _accepted_texts(data: ReportData, summaries: Summaries) -> list[Table]:
+    """Return the accepted texts, those of anchors apart, and how many are true where the data set
+    knows. Nothing, where that says no more than the chart."""
+    has_anchors = any("anchors" in summary for summary in summaries.values())
+    columns = ["iteration", "accepted", *(["true"] if data.accounts else [])]
+    if has_anchors:
+        columns += ["of anchors", *(["true"] if data.accounts else [])]
+    if columns[-1] == "accepted":
+        return []
     rows = []
-    for t, account in data.accounts.items():
-        true = account["true_captions"]
-        accepted = account["accepted"]
-        rows.append((str(t), str(accepted), f"{true} ({100 * true / max(accepted, 1):.1f}%)"))
-    return (
-        [Table("Accepted texts that are true", ("iteration", "accepted", "true"), rows)]
-        if rows
-        else []
-    )
+    for t, summary in summaries.items():
+        account = data.accounts.get(t, {})
+        row = [str(t), *_of_them_true(summary, account, "true_captions", data)]
+        if has_anchors:
+            anchors = summary.get("anchors", {"accepted": 0})
+            row += _of_them_true(anchors, account, "true_captions_of_anchors", data)
+        rows.append(row)
+    return [Table("Accepted texts", columns, rows)]
+
+
+def _of_them_true(
+    summary: Mapping[str, Any], account: Mapping[str, Any], name: str, data: ReportData
+) -> list[str]:
+    """Return a cell of how many texts were accepted and, where the data set knows, one of how many
+    of them are true."""
+    accepted = summary["accepted"]
+    if not data.accounts:
+        return [str(accepted)]
+    true = account.get(name)
+    share = "not known" if true is None else f"{true} ({100 * true / max(accepted, 1):.1f}%)"
+    return [str(accepted), share]
 
 
 def _judge(data: ReportData) -> list[Table]:
@@ -154,8 +174,7 @@ def _examples(
     for row in evenly_spaced(content["accepted"], num_shown):
         query = row["triplet"]["query"]
         target = row["triplet"]["target"]
-        is_anchor = QueryId(row["source"]) not in data.train_split.queries
-        old = "" if is_anchor else data.train_split.text(QueryId(row["source"]))
+        old = "" if _of_anchor(data, row) else data.train_split.text(QueryId(row["source"]))
         cards.append(
             _card(data, row, query["reference"], target, (old, query["text"]), "", thumbnails)
         )
@@ -163,11 +182,17 @@ def _examples(
         for row in evenly_spaced(
             [row for row in content["rejected"] if row["reason"] == reason], -(-num_shown // 2)
         ):
-            texts = (row["original_text"], row["text"])
+            old = "" if _of_anchor(data, row) else row["original_text"]
+            texts = (old, row["text"])
             cards.append(
                 _card(data, row, row["reference"], row["image"], texts, reason, thumbnails)
             )
     return Examples(f"Iteration {t}", f"{len(cards)} texts", cards)
+
+
+def _of_anchor(data: ReportData, row: Mapping[str, Any]) -> bool:
+    """Return whether a text has a reference that no human wrote about."""
+    return data.train is not None and QueryId(row["source"]) not in data.train_split.queries
 
 
 def _card(
@@ -193,9 +218,10 @@ def _card(
         true = oracle.text_is_true(ImageId(reference), new, ImageId(image))
         notes.append("the text is true" if true else "the text is not true")
     split = data.train_split
+    names = ("anchor", "neighbour") if _of_anchor(data, row) else ("reference", "mined image")
     images = [
-        thumbnails.add(split, ImageId(reference), "reference"),
-        thumbnails.add(split, ImageId(image), "mined image"),
+        thumbnails.add(split, ImageId(image_id), name)
+        for image_id, name in zip((reference, image), names, strict=True)
     ]
     lines = [("Old text", shortened(old))] if old else []
     lines.append(("New text", shortened(new) or "(empty)"))

@@ -57,16 +57,22 @@ def section(data: ReportData, thumbnails: Thumbnails) -> tuple[Section, Summarie
     charts: list[Chart] = []
     examples: list[Examples] = []
     summaries: Summaries = {}
+    has_anchors = False
     for t, content in data.artifacts(ARTIFACT):
         summaries[t] = content["summary"]
+        anchors = content.get("anchors", {"queries": [], "pairs": []})
+        has_anchors |= bool(anchors["queries"])
         counts = Counter(row["strategy"] for row in content["negatives"])
         rows.append(_row(data, t, content, counts))
         if t in drawn and counts:
             charts.append(_chart(data, drawn.index(t) + 1, t, content["negatives"]))
         if t in iterations[-MAX_ITERATIONS:]:
-            strategies = [*counts][:MAX_STRATEGIES]
             examples[:0] = [
-                _examples(data, t, content["negatives"], name, thumbnails) for name in strategies
+                *(
+                    _examples(data, t, content["negatives"], name, thumbnails)
+                    for name in [*counts][:MAX_STRATEGIES]
+                ),
+                *_anchors(data, t, anchors, thumbnails),
             ]
     if not rows:
         return Section("mined", "Mined negatives", ["Nothing is mined yet."]), {}
@@ -78,6 +84,11 @@ def section(data: ReportData, thumbnails: Thumbnails) -> tuple[Section, Summarie
     else:
         truth_note = "Whether a mined image is right after all is not known for this data set."
     note = f"Wrong images that the current model ranks high for a training query. {truth_note}"
+    if has_anchors:
+        note += (
+            " Anchors are images that no human wrote a text about: one is written for each of their"
+            " neighbours."
+        )
     tables = [
         Table("Mined negatives by the model that was wrong", COLUMNS, rows),
         *_filtered(summaries),
@@ -182,6 +193,27 @@ def _examples(
     )
 
 
+def _anchors(
+    data: ReportData, t: int, anchors: Mapping[str, Rows], thumbnails: Thumbnails
+) -> list[Examples]:
+    """Return some of an iteration's anchors with their neighbours; nothing where it drew none."""
+    if not anchors["queries"]:
+        return []
+    split = data.train_split
+    cards = []
+    for anchor in evenly_spaced(anchors["queries"], data.num_examples or MAX_QUERIES):
+        image = thumbnails.add(split, ImageId(anchor["reference"]), "anchor")
+        near = [row for row in anchors["pairs"] if row["query"] == anchor["id"]][:MAX_IMAGES]
+        images = [thumbnails.add(split, ImageId(row["image"]), "", _rank(row)) for row in near]
+        cards.append(Card(shortened(anchor["id"]), [], [image], [("Neighbours", images)]))
+    count = f"{len(cards)} of {len(anchors['queries'])}; {len(anchors['pairs'])} neighbours in all"
+    return [Examples(f"Model {t}, anchors", count, cards)]
+
+
+def _rank(row: Mapping[str, Any]) -> str:
+    return f"rank {row['rank']}, {row['score']:.3f}"
+
+
 def _card(data: ReportData, rows: Rows, thumbnails: Thumbnails) -> Card:
     split = data.train_split
     query = QueryId(rows[0]["query"])
@@ -191,7 +223,7 @@ def _card(data: ReportData, rows: Rows, thumbnails: Thumbnails) -> Card:
     images = []
     for row in rows[:MAX_IMAGES]:
         is_false = row["image"] in right
-        note = f"rank {row['rank']}, {row['score']:.3f}" + (", false negative" if is_false else "")
+        note = _rank(row) + (", false negative" if is_false else "")
         images.append(
             thumbnails.add(split, ImageId(row["image"]), "", note, "wrong" if is_false else "")
         )

@@ -61,15 +61,16 @@ def caption(
         content: dict[str, Any] = {
             "schema": 1,
             "iteration": iteration,
-            "summary": {
-                "mined": len({(c.negative.query, c.negative.image) for c in texts.candidates}),
-                "candidates": len(texts.candidates),
-                "accepted": len(accepted),
-                "rejected": dict(sorted(reasons.items())),
-            },
+            "summary": _counts(texts.candidates, accepted)
+            | {"rejected": dict(sorted(reasons.items()))},
             "accepted": [asdict(triplet) for triplet in accepted],
             "rejected": [candidate.row() for candidate in rejected],
         }
+        anchors = {query.id for query in read_anchors(negatives).queries}
+        if anchors:
+            of_anchors = [c for c in texts.candidates if c.negative.query in anchors]
+            kept = [triplet for triplet in accepted if triplet.source in anchors]
+            content["summary"] |= {"anchors": _counts(of_anchors, kept)}
         if texts.judgement is not None:
             content["summary"] |= {"relabelled": texts.judgement}
             content["relabelled"] = [asdict(triplet) for triplet in texts.relabelled]
@@ -81,6 +82,17 @@ def caption(
     samples = run.build(name, _settings(run), inputs, build, iteration)
     futile.end_if_futile(run, iteration - 1, futile.nothing_accepted(samples.read()))
     return samples
+
+
+def _counts(
+    candidates: Sequence[pipeline.Candidate], accepted: Sequence[AugmentedTriplet]
+) -> dict[str, Any]:
+    """Return how many images texts were written for, how many texts, and how many were accepted."""
+    return {
+        "mined": len({(c.negative.query, c.negative.image) for c in candidates}),
+        "candidates": len(candidates),
+        "accepted": len(accepted),
+    }
 
 
 def _settings(run: RunContext) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from cirloop.distributed import launcher
 from cirloop.distributed.jobs import TrainJob
 from cirloop.monitoring import profiling
 from cirloop.stages.context import RunContext, adapter_path
-from cirloop.training.health import plateau_warning
+from cirloop.training.health import loss_warning
 
 LATER_ITERATIONS_ONLY = {
     "augmented_fraction",
@@ -73,16 +73,16 @@ def train(
         run.models.release()  # the trainer loads its own
         with profiling.collect_workers(workspace):
             launcher.run_training(job, config.runtime)
-        _warn_of_plateau(run, name, path)
+        _warn_of_loss(run, iteration, name, path)
 
     return run.build(name, settings, inputs, build, iteration)
 
 
-def _warn_of_plateau(run: RunContext, name: str, checkpoint: Path) -> None:
+def _warn_of_loss(run: RunContext, iteration: int, name: str, checkpoint: Path) -> None:
     rows = schema.read(checkpoint / "training_log.json")["rows"]
-    plateau = plateau_warning([row["loss"] for row in rows if "ids" not in row])
-    if plateau:
-        run.costs.warn(f"{name}: {plateau}")
+    warning = loss_warning([row["loss"] for row in rows if "ids" not in row], iteration)
+    if warning:
+        run.costs.warn(f"{name}: {warning}")
 
 
 def _schedule(config: RunConfig, iteration: int, steps: int) -> tuple[int, int]:

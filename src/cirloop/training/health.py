@@ -46,23 +46,26 @@ def _json_number(value: float) -> float | str:
     return value if math.isfinite(value) else str(value)
 
 
-def plateau_warning(losses: Sequence[float]) -> str | None:
-    """Return a warning where a stage's loss did not fall; None where it did, or steps are too few.
+def loss_warning(losses: Sequence[float], iteration: int) -> str | None:
+    """Return a warning where the loss of iteration 0 did not fall, or that of a later one, which
+    starts from a trained model, rose; None where all is well, or steps are too few.
 
-    The loss fell if its mean over the last quarter of the steps is lower than over the first by
-    more than the standard error of the difference, with steps taken as independent.
+    The mean over the last quarter of the steps is compared with that over the first: it fell where
+    it is lower by more than the standard error of the difference, and rose where it is higher by
+    more than two, with steps taken as independent.
     """
     size = len(losses) // 4
     if size < MIN_QUARTER_STEPS:
         return None
     first = losses[:size]
     last = losses[-size:]
-    fall = fmean(first) - fmean(last)
+    rise = fmean(last) - fmean(first)
     standard_error = math.sqrt((variance(first) + variance(last)) / size)
-    if fall > standard_error:
+    is_healthy = rise <= 2 * standard_error if iteration else rise < -standard_error
+    if is_healthy:
         return None
     return (
-        f"the loss did not fall: {fmean(first):.4f} over the first {size} steps, {fmean(last):.4f}"
-        f" over the last {size}, a fall of {fall:.4f} with a standard error of"
-        f" {standard_error:.4f}"
+        f"the loss {'rose' if iteration else 'did not fall'}: {fmean(first):.4f} over the first"
+        f" {size} steps, {fmean(last):.4f} over the last {size}, a difference of {rise:+.4f} with a"
+        f" standard error of {standard_error:.4f}"
     )
