@@ -64,8 +64,8 @@ def loss_warning(losses: Sequence[float], iteration: int) -> str | None:
     is_healthy = rise <= 2 * standard_error if iteration else rise < -standard_error
     if is_healthy:
         return None
-    return (
-        f"the loss {'rose' if iteration else 'did not fall'}: {fmean(first):.4f} over the first"
-        f" {size} steps, {fmean(last):.4f} over the last {size}, a difference of {rise:+.4f} with a"
-        f" standard error of {standard_error:.4f}"
+    problem = "the loss rose: " if iteration else "the loss did not fall: "
+    return problem + (
+        f"{fmean(first):.4f} over the first {size} steps, {fmean(last):.4f} over the last {size},"
+        f" a difference of {rise:+.4f} with a standard error of {standard_error:.4f}"
     )
