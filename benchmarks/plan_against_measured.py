@@ -163,6 +163,7 @@ STAGES = {
     "evaluation_base": "evaluate base, 0",
     "checkpoint_iter_0": "train 0",
     "evaluation_iter_0": "evaluate base, 0",
+    "judge_iter_1": "judge",
     "hard_negatives_iter_0": "mine",
     "augmented_samples_iter_1": "caption",
     "checkpoint_iter_1": "train",

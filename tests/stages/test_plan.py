@@ -126,10 +126,15 @@ def test_a_round_is_counted(small: Any, tmp_path: Path) -> None:
     assert units(once, "vision", "image") == 70
     assert units(once, "train 0", "step") == 6 * 8
     assert units(once, "evaluate base, 0", "row") == 2 * (20 * 25 + 30 * 10)
+    # 50 right pairs, and nine wrong texts for the images of each
+    assert units(once, "judge", "read") == 50 * 10 + 50 * 4 + 500 * 40
 
 
 CHANGES: list[tuple[dict[str, Any], str]] = [
     ({"captioning": {"enabled": False}}, "caption"),
+    ({"captioning": {"enabled": False}}, "judge"),
+    ({"captioning": {"min_verify_probability": 0.5, "min_judge_auc": 0}}, "judge"),
+    ({"captioning": {"min_verify_probability": 0.5}, "num_iterations": 0}, "judge"),
     ({"num_iterations": 0}, "mine"),
 ]
 
@@ -140,7 +145,8 @@ def test_what_a_run_leaves_out_is_not_planned(
 ) -> None:
     config = small(tmp_path / "run", **changes)
     costs = dict.fromkeys(work.PIECES, Cost(0.0, 1.0))
-    assert stage not in plan.plan(config, COUNTS, LENGTHS, costs).round
+    planned = plan.plan(config, COUNTS, LENGTHS, costs)
+    assert stage not in {**planned.once, **planned.round}
 
 
 def test_devices_share_all_but_loading_and_searching(small: Any, tmp_path: Path) -> None:

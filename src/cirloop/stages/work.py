@@ -9,6 +9,7 @@ from math import ceil
 from typing import Literal
 
 from cirloop.backbones.model_settings import VlmSettings
+from cirloop.captioning.planted import WRONG_PER_RIGHT
 from cirloop.config.run import RunConfig
 from cirloop.data import Dataset
 from cirloop.distributed import launcher
@@ -80,8 +81,8 @@ def counts_of(config: RunConfig, data: Dataset, failed: float) -> Counts:
 
 
 def once(config: RunConfig, counts: Counts, lengths: Lengths) -> Stages:
-    """Count what is done before the first round: vision features, iteration 0 and its
-    evaluations."""
+    """Count what is done once: vision features, iteration 0 and its evaluations, and the judge's
+    measurement."""
     batch_size = config.runtime.vision_batch_size
     batches = ceil(counts.all_images / batch_size)
     evaluation = _evaluation(config, counts, lengths)
@@ -92,6 +93,10 @@ def once(config: RunConfig, counts: Counts, lengths: Lengths) -> Stages:
     if config.training.iteration_0_steps:
         pairs = float(config.training.batch_size)
         stages["train 0"] = _training(config.training.iteration_0_steps, pairs)
+    captioning = config.captioning
+    asks = captioning.measures_judge(config.foundation, filters=config.mining.verifies)
+    if config.num_iterations and captioning.enabled and asks:
+        stages["judge"] = _judging(config, counts, lengths)
     return stages
 
 
@@ -190,6 +195,14 @@ def _captions(config: RunConfig, counts: Counts, lengths: Lengths) -> list[Work]
     if not _shares_weights(config):
         work.append(Work("load", 0, 2))  # the captioner, and then the embedder again
     return work
+
+
+def _judging(config: RunConfig, counts: Counts, lengths: Lengths) -> list[Work]:
+    """Return the work of verdicts on planted pairs."""
+    right = min(config.captioning.relabel.num_planted, counts.queries)
+    texts = right * (1 + WRONG_PER_RIGHT)
+    batches = ceil(texts / config.captioning.batch_size)
+    return [Work("read", batches, lengths.verify.tokens(right, right, texts))]
 
 
 def _shares_weights(config: RunConfig) -> bool:
