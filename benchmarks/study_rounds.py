@@ -11,13 +11,15 @@ for `pairs`, as many explicit negatives in a batch:
     once      mined and captioned in the first round alone
     anchors   the loop, and self-made anchors: references that no human wrote a text for
     anchors_once   the same, in the first round alone
-    many_anchors   the same with three times as many a round
+    many_anchors_once   three times as many anchors, in the first round alone: about as many texts
+              as `anchors` has after three rounds, all by the first model
     pairs     mistakes as they are mined, rewritten, in pairs: no bundles, mined images as negatives
-    oracle    the loop with true texts, from the scenes: the bound that no foundation model passes
+    oracle    `anchors` with true texts, from the scenes: a bound that no foundation model passes
     relabel   the loop, and mined images that the judge calls right for the human text as positives
     relabel_oracle   the same with the scenes as foundation model
     averaged  the loop's adapters, each averaged with that of the iteration before: no training
-    no_bundles, no_far, again, failed, restart, one_schedule   the loop less a part, or with another
+    no_mistakes, no_bundles, no_far, again, failed, restart, one_schedule   `anchors` less a part,
+              or with another
     rank_term   the loop with the mistakes as explicit negatives, in a triplet hinge beside InfoNCE
 
 QuRe's arms have no new texts and one explicit negative a query; their control is `random_negative`:
@@ -127,15 +129,16 @@ ARMS: dict[str, Arm] = {
     "once": with_parts(LOOP, mining={"num_rounds": 1}),
     "anchors": ANCHORS,
     "anchors_once": with_parts(ANCHORS, mining={"num_rounds": 1}),
-    "many_anchors": with_parts(LOOP, mining={"anchors": {"num": 390}}),
+    "many_anchors_once": with_parts(LOOP, mining={"anchors": {"num": 390}, "num_rounds": 1}),
     "pairs": {"mining": {"strategy": TOP_K}},
-    "no_bundles": with_parts(LOOP, training={"bundles": {"size": 0}}),
-    "no_far": with_parts(LOOP, training={"negatives": RANDOM_NEGATIVES}),
-    "again": with_parts(LOOP, mining={"skip_captioned": False}),
-    "failed": with_parts(LOOP, captioning={"max_round_trip_rank": 0, "min_round_trip_rank": 2}),
-    "restart": with_parts(LOOP, training={"start_from": "iteration_0"}),
-    "one_schedule": with_parts(LOOP, training={"lr_span": "run"}),
-    "oracle": LOOP,
+    "no_mistakes": with_parts(ANCHORS, mining={"strategy": {"type": "none"}}),
+    "no_bundles": with_parts(ANCHORS, training={"bundles": {"size": 0}}),
+    "no_far": with_parts(ANCHORS, training={"negatives": RANDOM_NEGATIVES}),
+    "again": with_parts(ANCHORS, mining={"skip_captioned": False}),
+    "failed": with_parts(ANCHORS, captioning={"max_round_trip_rank": 0, "min_round_trip_rank": 2}),
+    "restart": with_parts(ANCHORS, training={"start_from": "iteration_0"}),
+    "one_schedule": with_parts(ANCHORS, training={"lr_span": "run"}),
+    "oracle": ANCHORS,
     "averaged": LOOP,
     "relabel_oracle": with_parts(LOOP, captioning=RELABEL),
     "relabel": with_parts(LOOP, captioning=RELABEL),
