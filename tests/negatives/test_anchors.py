@@ -181,6 +181,12 @@ def test_a_run_with_anchors_bundles_and_ranked_negatives(
     assert "hard_negatives_iter_1.json" not in store.names
     negatives = read_mined(store.load("ranked_negatives_iter_2.json"))
     assert {row.rank for row in negatives} <= {*range(3, 10)}
+    (ranking,) = [
+        row
+        for row in json.loads((config.directory / "costs.json").read_text())["stages"]
+        if row["stage"] == "ranked_negatives_iter_1.json"
+    ]
+    assert ranking["items"] == len(texts), "mining has the vectors of human queries and gallery"
     names = {row.query for row in negatives}
     assert {row.triplet.query.id for row in texts} <= names
     targets = {row.triplet.query.id: row.triplet.target for row in texts}

@@ -130,6 +130,25 @@ def test_a_round_is_counted(small: Any, tmp_path: Path) -> None:
     assert units(once, "judge", "read") == 50 * 10 + 50 * 4 + 500 * 40
 
 
+def test_ranking_for_negatives_reads_the_texts_of_all_rounds_so_far(
+    small: Any, tmp_path: Path
+) -> None:
+    def planned(rows: str) -> work.Stages:
+        config = small(
+            tmp_path / "run",
+            num_iterations=3,
+            mining={"num_rounds": 2},
+            training={"negatives": {"type": "ranked", "rows": rows}},
+        )
+        return work.of_round(config, COUNTS, LENGTHS)
+
+    texts = 100 * (1 + 2 + 2) / 3  # two images each for half of the queries
+    assert units(planned("all"), "rank negatives", "row") == round(texts) * 25
+    assert units(planned("all"), "rank negatives", "rank") == pytest.approx((100 + texts) * 50)
+    assert units(planned("human"), "rank negatives", "row") == 0
+    assert units(planned("human"), "rank negatives", "rank") == 100 * 50
+
+
 CHANGES: list[tuple[dict[str, Any], str]] = [
     ({"captioning": {"enabled": False}}, "caption"),
     ({"captioning": {"enabled": False}}, "judge"),

@@ -39,8 +39,8 @@ from cirloop.stages.models import Embedder, Models
 from cirloop.types import EvalSplit, ImageId, Query, TrainSplit
 
 Vectors = npt.NDArray[np.float32]
-MAX_CACHED_EMBEDDINGS = 3
-"""Results of embedding that are kept: a gallery, its queries, and their texts alone."""
+MAX_CACHED_EMBEDDINGS = 4
+"""Results of embedding that are kept: a gallery, its queries, their texts alone, and new texts."""
 EMBED_CHUNK = 1 << 18
 """Items embedded before their vectors are put away."""
 

@@ -11,8 +11,8 @@ from cirloop.stages import work
 from cirloop.stages.lengths import Lengths
 from cirloop.stages.work import Cost, Counts, Piece
 
-AT_MOST = "caption"
-"""The stage whose work depends on how many texts pass: it is planned as if all did."""
+AT_MOST = ("caption", "rank negatives")
+"""Stages whose work depends on how many texts pass: they are planned as if all did."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class Plan:
         """Return a table: stage, minutes of a round, minutes in all."""
         rows = [(stage, "-", minutes(took)) for stage, took in self.once.items()]
         for stage, took in self.round.items():
-            most = ", at most" if stage == AT_MOST else ""
+            most = ", at most" if stage in AT_MOST else ""
             rows.append((stage + most, minutes(took), minutes(took * self.num_rounds[stage])))
         rows += [(stage, "not known", "not known") for stage in self.unknown]
         return [*rows, ("all", minutes(self.of_round), minutes(self.total))]

@@ -38,9 +38,10 @@ def rank_negatives(
 
     def build(path: Path) -> None:
         texts = [row.triplet for artifact in augmented for row in read_augmented(artifact)]
-        triplets = [*run.data.train.triplets, *(texts if window.rows == "all" else [])]
+        parts = [run.data.train.triplets, texts if window.rows == "all" else []]
+        triplets = [triplet for part in parts for triplet in part]
         known = known_positives(run.data.train, augmented)
-        rows_QK, scores_QK = _rank_gallery(run, window, checkpoint, triplets, known)
+        rows_QK, scores_QK = _rank_gallery(run, window, checkpoint, parts, known)
         context = MiningContext(
             run.config.seed + iteration, query_ids=[triplet.query.id for triplet in triplets]
         )
@@ -78,23 +79,25 @@ def _rank_gallery(
     run: RunContext,
     window: RankedNegatives,
     checkpoint: Artifact,
-    triplets: Sequence[Triplet],
+    parts: Sequence[Sequence[Triplet]],
     known: KnownPositives,
 ) -> tuple[Rows, Floats]:
     """Return rows and scores (Q, K) of each query's best images that may be negatives, down to the
-    window's last rank."""
+    window's last rank. `parts` are the human triplets, as mining embeds them, and the others."""
     train = run.data.train
     backbone = run.embedder(checkpoint)
-    vectors = run.embed_cached(
-        backbone,
-        query_items([triplet.query for triplet in triplets]),
-        train,
-        f"embed {train.name} queries and texts",
-    )
     gallery = run.gallery_embeddings(backbone, train)
     last = len(train.gallery.ids) if window.last_rank is None else window.last_rank
-    excluded_QE = _excluded_rows(train.gallery.ids, triplets, known)
-    return topk(vectors, gallery, last, excluded=excluded_QE)
+    found = []
+    for triplets, name in zip(parts, ("queries", "texts"), strict=True):
+        if not triplets:
+            continue
+        items = query_items([triplet.query for triplet in triplets])
+        vectors = run.embed_cached(backbone, items, train, f"embed {train.name} {name}")
+        excluded_QE = _excluded_rows(train.gallery.ids, triplets, known)
+        found.append(topk(vectors, gallery, last, excluded=excluded_QE))
+    rows, scores = zip(*found, strict=True)
+    return np.concatenate(rows), np.concatenate(scores)
 
 
 def _excluded_rows(

@@ -109,7 +109,7 @@ def of_round(config: RunConfig, counts: Counts, lengths: Lengths) -> Stages:
     if config.captioning.enabled:
         stages["caption"] = _captions(config, counts, lengths)
     if isinstance(config.training.negatives, RankedNegatives):
-        stages["rank negatives"] = [Work("rank", 0, scores)]
+        stages["rank negatives"] = _ranking(config, counts, lengths)
     stages["train"] = _training(config.training.steps_per_iteration, _pairs(config, counts))
     stages["evaluate"] = _evaluation(config, counts, lengths)
     return stages
@@ -173,12 +173,7 @@ def _captions(config: RunConfig, counts: Counts, lengths: Lengths) -> list[Work]
     """Return the work of texts for all mined images: at most, since rejected ones are not judged or
     not ranked."""
     captioning = config.captioning
-    anchors = config.mining.anchors
-    references = counts.queries * counts.failed * (config.mining.strategy.type != "none")
-    pairs = references * config.mining.strategy.negatives_per_query
-    if anchors.num:
-        references += anchors.num
-        pairs += anchors.num * anchors.neighbors
+    references, pairs = _pairs_to_caption(config, counts)
     texts = pairs * captioning.num_candidates
     batches = ceil(pairs / captioning.batch_size)
     work = [
@@ -195,6 +190,33 @@ def _captions(config: RunConfig, counts: Counts, lengths: Lengths) -> list[Work]
     if not _shares_weights(config):
         work.append(Work("load", 0, 2))  # the captioner, and then the embedder again
     return work
+
+
+def _pairs_to_caption(config: RunConfig, counts: Counts) -> tuple[float, float]:
+    """Return the references and the pairs, of mistakes and of anchors, that a round has texts
+    written for."""
+    mining = config.mining
+    references = counts.queries * counts.failed * (mining.strategy.type != "none")
+    pairs = references * mining.strategy.negatives_per_query
+    if mining.anchors.num:
+        references += mining.anchors.num
+        pairs += mining.anchors.num * mining.anchors.neighbors
+    return references, pairs
+
+
+def _ranking(config: RunConfig, counts: Counts, lengths: Lengths) -> list[Work]:
+    """Return the work of ranking for explicit negatives, in the mean over rounds: human queries,
+    whose vectors mining has, and the texts of all rounds so far, at most one a pair."""
+    assert isinstance(config.training.negatives, RankedNegatives)
+    texts = 0.0
+    if config.captioning.enabled and config.training.negatives.rows == "all":
+        num_rounds = config.num_iterations
+        last = config.mining.num_rounds or num_rounds
+        rounds_so_far = sum(min(t, last) for t in range(1, num_rounds + 1)) / num_rounds
+        _, pairs = _pairs_to_caption(config, counts)
+        texts = pairs * rounds_so_far
+    scores = (counts.queries + texts) * counts.images
+    return [*_rows(config, lengths.queries, round(texts)), Work("rank", 0, scores)]
 
 
 def _judging(config: RunConfig, counts: Counts, lengths: Lengths) -> list[Work]:
