@@ -28,7 +28,9 @@ def rows(config: Any) -> dict[str, str]:
 
 def test_every_part_of_a_plan(small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "BUDGET_S", 0.5)
-    found = rows(small(tmp_path / "run", captioning={"batch_size": 4, "max_new_tokens": 6}))
+    captioning = {"batch_size": 4, "max_new_tokens": 6}
+    mining = {"anchors": {"num": 4}}
+    found = rows(small(tmp_path / "run", captioning=captioning, mining=mining))
     names = {
         "device",
         "strategy",
@@ -50,6 +52,7 @@ def test_every_part_of_a_plan(small: Any, tmp_path: Path, monkeypatch: pytest.Mo
     for part in ("weights", "adapters and optimizer", "activations", "working space"):
         assert part in found["memory: train"]
     assert "keys and values" in found["memory: caption"]
+    assert found["strategy"].endswith(" a query; 4 anchors, 3 neighbours each")
     assert "on the embedder's weights" in found["captioning"]
     assert found["estimate: all"].endswith(" min in all") and not (tmp_path / "run").exists()
 

@@ -79,7 +79,10 @@ def measure_here(config: RunConfig, data: Dataset) -> Measured:
 def _method_rows(config: RunConfig, data: Dataset) -> Rows:
     """Describe data, model and method."""
     training = config.training
-    strategy = config.mining.strategy
+    mining = config.mining
+    mined = f"{mining.strategy.type}, {mining.strategy.negatives_per_query} a query"
+    if mining.anchors.num:
+        mined += f"; {mining.anchors.num} anchors, {mining.anchors.neighbors} neighbours each"
     used = " (used)" if (config.directory / MANIFEST).exists() else ""
     num_processes = launcher.num_processes(config.runtime)
     processes = f"{num_processes} process{'es' * (num_processes > 1)}"
@@ -110,7 +113,7 @@ def _method_rows(config: RunConfig, data: Dataset) -> Rows:
         ("train", triplets),
         (parts[0].name, f"{num_queries} queries, {num_images} images"),
         ("iterations", f"{steps}; {rows}"),
-        ("strategy", f"{strategy.type}, {strategy.negatives_per_query} a query"),
+        ("strategy", mined),
         ("loss", str(training.loss.type)),
         ("tuning", _tuning(config)),
         ("captioning", _captioning(config)),
