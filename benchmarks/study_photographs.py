@@ -8,6 +8,8 @@ and spend the same optimisation steps:
     far        human triplets alone, explicit negatives from ranks 11 to 60
     loop       the recipe: images near the reference and self-made anchors, written anew each round
     once       the same, mined and written in the first round alone
+    many_once  three times as many images and anchors, in the first round alone: about as many texts
+               as `loop` has after three rounds, all for what the first model finds near
     near       images near the reference alone: what the model gets wrong is not looked at
     mistakes   what the model ranks too high, rewritten: mining as it is usually meant
     no_judge   the recipe with images that are right, but not annotated, among the negatives
@@ -70,6 +72,17 @@ ARMS: dict[str, Arm] = {
     "far": NO_TEXTS,
     "loop": {},
     "once": {"mining": {"num_rounds": 1}},
+    "many_once": {
+        "mining": {
+            "num_rounds": 1,
+            "strategy": {
+                "type": "near_reference",
+                "negatives_per_query": 9,
+                "candidate_pool": 200,
+            },
+            "anchors": {"num": 1200, "neighbors": 3, "last_rank": 200},
+        }
+    },
     "near": {"mining": {"anchors": NO_ANCHORS}},
     "mistakes": MISTAKES,
     "no_judge": NO_JUDGE,
