@@ -11,8 +11,9 @@ for `pairs`, as many explicit negatives in a batch:
     once      mined and captioned in the first round alone
     anchors   the loop, and self-made anchors: references that no human wrote a text for
     anchors_once   the same, in the first round alone
-    many_anchors_once   three times as many anchors, in the first round alone: about as many texts
-              as `anchors` has after three rounds, all by the first model
+    many_anchors_once   three times as many anchors, in the first round alone: with 100 triplets
+              about as many texts as `anchors` has after three rounds, all by the first model
+    more_anchors_once   610 anchors in the first round alone: that with 400 triplets
     pairs     mistakes as they are mined, rewritten, in pairs: no bundles, mined images as negatives
     oracle    `anchors` with true texts, from the scenes: a bound that no foundation model passes
     relabel   the loop, and mined images that the judge calls right for the human text as positives
@@ -130,6 +131,7 @@ ARMS: dict[str, Arm] = {
     "anchors": ANCHORS,
     "anchors_once": with_parts(ANCHORS, mining={"num_rounds": 1}),
     "many_anchors_once": with_parts(LOOP, mining={"anchors": {"num": 390}, "num_rounds": 1}),
+    "more_anchors_once": with_parts(LOOP, mining={"anchors": {"num": 610}, "num_rounds": 1}),
     "pairs": {"mining": {"strategy": TOP_K}},
     "no_mistakes": with_parts(ANCHORS, mining={"strategy": {"type": "none"}}),
     "no_bundles": with_parts(ANCHORS, training={"bundles": {"size": 0}}),
