@@ -246,9 +246,9 @@ def report(
     table(f"cost, {study.name}, mean over {len(seeds)} seeds", COSTS, costs)
 
 
-def draw(study: Study, rows: list[dict[str, Any]], rounds: int, title: str, file: Path) -> None:
-    """Draw the first two measures of each arm over the rounds, with standard errors."""
-    arms = [arm for arm in study.arms if arm in {row["arm"] for row in rows}]
+def draw(study: Study, rows: list[dict[str, Any]], args: argparse.Namespace, title: str) -> None:
+    """Draw the first two measures of `--arms` over the rounds, with standard errors."""
+    arms = [arm for arm in args.arms.split(",") if arm in {row["arm"] for row in rows}]
     with matplotlib.rc_context(STYLE):
         figure = Figure((9.6, 4.4), layout="constrained", facecolor=PAPER)
         measures = [*study.measures.items()][:2]
@@ -259,12 +259,12 @@ def draw(study: Study, rows: list[dict[str, Any]], rounds: int, title: str, file
                 means = [over_runs(recalls_S) for recalls_S in recalls_SR.T]
                 errors = [mean.se for mean in means] if len(recalls_SR) > 1 else None
                 values = [mean.value for mean in means]
-                axes.errorbar(range(rounds + 1), values, errors, label=label)
+                axes.errorbar(range(args.rounds + 1), values, errors, label=label)
             axes.set_title(f"{short}, {title}")
             axes.set_xlabel("round")
-            axes.set_xticks(range(rounds + 1))
+            axes.set_xticks(range(args.rounds + 1))
         figure.legend(*axes.get_legend_handles_labels(), loc="outside lower left", ncols=3)
-        figure.savefig(file, dpi=100)
+        figure.savefig(args.figure, dpi=100)
 
 
 STAGES = {
@@ -345,7 +345,7 @@ def add_flags(parser: argparse.ArgumentParser, output: str, arms: str) -> None:
     parser.add_argument("--threads", type=int, default=1, help="torch threads of an arm")
     parser.add_argument("--report_only", action="store_true")
     parser.add_argument("--baselines", default="control", help="arms that gains are over")
-    parser.add_argument("--figure", type=Path, help="draw the recalls to this file")
+    parser.add_argument("--figure", type=Path, help="draw the recalls of --arms to this file")
 
 
 def read_flags(parser: argparse.ArgumentParser, study: Study) -> argparse.Namespace:
@@ -369,4 +369,4 @@ def conclude(study: Study, args: argparse.Namespace, title: str) -> None:
     rows = read_rows(study, args)
     report(study, rows, args.rounds, args.baselines.split(","))
     if args.figure:
-        draw(study, rows, args.rounds, title, args.figure)
+        draw(study, rows, args, title)

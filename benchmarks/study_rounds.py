@@ -13,6 +13,7 @@ for `pairs`, as many explicit negatives in a batch:
     anchors_once   the same, in the first round alone
     many_anchors_once   three times as many anchors, in the first round alone: with 100 triplets
               about as many texts as `anchors` has after three rounds, all by the first model
+    many_failed_once   that, with the texts of `failed`
     more_anchors_once   610 anchors in the first round alone: that with 400 triplets
     pairs     mistakes as they are mined, rewritten, in pairs: no bundles, mined images as negatives
     oracle    `anchors` with true texts, from the scenes: a bound that no foundation model passes
@@ -33,8 +34,9 @@ QuRe's arms have no new texts and one explicit negative a query; their control i
 Prints, for each arm, recalls on `shapes` after each round with the standard error over seeds, the
 gain over `control` after each round, paired by seed, texts written and accepted, and seconds. A
 study that is stopped goes on where it was; `--workers` arms run at once. `--figure` draws the
-recalls over the rounds. One JSON file per arm and seed, under `--rows`, holds what is printed:
-those of the documented studies are in `benchmarks/results/`, and more seeds are added to them.
+recalls of `--arms` over the rounds. One JSON file per arm and seed, under `--rows`, holds what is
+printed: those of the documented studies are in `benchmarks/results/`, and more seeds are added to
+them.
 
     python benchmarks/study_rounds.py --seeds 5 --workers 2 --output experiments/rounds
     python benchmarks/study_rounds.py --rows benchmarks/results/rounds_400 --report_only
@@ -82,6 +84,8 @@ NO_MINING: Arm = {"mining": {"strategy": {"type": "none"}}, "captioning": {"enab
 RANDOM_NEGATIVES = {"type": "ranked", "first_rank": 1, "last_rank": None}
 FAR_NEGATIVES = {"type": "ranked", "first_rank": 11, "last_rank": 60}
 BUNDLES = {"size": 4}
+FAILED = {"max_round_trip_rank": 0, "min_round_trip_rank": 2}
+"""Texts that the judge affirms, and by which the current model does not rank the image first."""
 RELABEL = {"relabel": {"min_probability": 0.5}}
 LOOP: Arm = {
     "mining": {"strategy": TOP_K, "skip_captioned": True},
@@ -137,7 +141,10 @@ ARMS: dict[str, Arm] = {
     "no_bundles": with_parts(ANCHORS, training={"bundles": {"size": 0}}),
     "no_far": with_parts(ANCHORS, training={"negatives": RANDOM_NEGATIVES}),
     "again": with_parts(ANCHORS, mining={"skip_captioned": False}),
-    "failed": with_parts(ANCHORS, captioning={"max_round_trip_rank": 0, "min_round_trip_rank": 2}),
+    "failed": with_parts(ANCHORS, captioning=FAILED),
+    "many_failed_once": with_parts(
+        LOOP, mining={"anchors": {"num": 390}, "num_rounds": 1}, captioning=FAILED
+    ),
     "restart": with_parts(ANCHORS, training={"start_from": "iteration_0"}),
     "one_schedule": with_parts(ANCHORS, training={"lr_span": "run"}),
     "oracle": ANCHORS,
