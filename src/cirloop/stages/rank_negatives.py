@@ -40,8 +40,8 @@ def rank_negatives(
         texts = [row.triplet for artifact in augmented for row in read_augmented(artifact)]
         parts = [run.data.train.triplets, texts if window.rows == "all" else []]
         triplets = [triplet for part in parts for triplet in part]
-        known = known_positives(run.data.train, augmented)
-        rows_QK, scores_QK = _rank_gallery(run, window, checkpoint, parts, known)
+        positives = known_positives(run.data.train, augmented)
+        rows_QK, scores_QK = _rank_gallery(run, window, checkpoint, parts, positives)
         context = MiningContext(
             run.config.seed + iteration, query_ids=[triplet.query.id for triplet in triplets]
         )
@@ -80,7 +80,7 @@ def _rank_gallery(
     window: RankedNegatives,
     checkpoint: Artifact,
     parts: Sequence[Sequence[Triplet]],
-    known: KnownPositives,
+    positives: KnownPositives,
 ) -> tuple[Rows, Floats]:
     """Return rows and scores (Q, K) of each query's best images that may be negatives, down to the
     window's last rank. `parts` are the human triplets, as mining embeds them, and the others."""
@@ -88,27 +88,27 @@ def _rank_gallery(
     backbone = run.embedder(checkpoint)
     gallery = run.gallery_embeddings(backbone, train)
     last = len(train.gallery.ids) if window.last_rank is None else window.last_rank
-    found = []
+    ranked = []
     for triplets, name in zip(parts, ("queries", "texts"), strict=True):
         if not triplets:
             continue
         items = query_items([triplet.query for triplet in triplets])
         vectors = run.embed_cached(backbone, items, train, f"embed {train.name} {name}")
-        excluded_QE = _excluded_rows(train.gallery.ids, triplets, known)
-        found.append(topk(vectors, gallery, last, excluded=excluded_QE))
-    rows, scores = zip(*found, strict=True)
+        excluded_QE = _excluded_rows(train.gallery.ids, triplets, positives)
+        ranked.append(topk(vectors, gallery, last, excluded=excluded_QE))
+    rows, scores = zip(*ranked, strict=True)
     return np.concatenate(rows), np.concatenate(scores)
 
 
 def _excluded_rows(
-    gallery_ids: Sequence[ImageId], triplets: Sequence[Triplet], known: KnownPositives
+    gallery_ids: Sequence[ImageId], triplets: Sequence[Triplet], positives: KnownPositives
 ) -> Rows:
     """Return the gallery rows (Q, E) that are no negatives of each query, filled up with -1."""
     rows_of: dict[str, list[int]] = {}
     for row, image in enumerate(gallery_ids):
-        rows_of.setdefault(known.content(image), []).append(row)
+        rows_of.setdefault(positives.content(image), []).append(row)
     barred = [
-        [row for content in known.barred(triplet.query) for row in rows_of.get(content, ())]
+        [row for content in positives.barred(triplet.query) for row in rows_of.get(content, ())]
         for triplet in triplets
     ]
     excluded_QE = np.full((len(triplets), max(map(len, barred))), -1, np.int64)

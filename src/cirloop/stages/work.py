@@ -205,18 +205,23 @@ def _pairs_to_caption(config: RunConfig, counts: Counts) -> tuple[float, float]:
 
 
 def _ranking(config: RunConfig, counts: Counts, lengths: Lengths) -> list[Work]:
-    """Return the work of ranking for explicit negatives, in the mean over rounds: human queries,
-    whose vectors mining has, and the texts of all rounds so far, at most one a pair."""
+    """Return the work of ranking for explicit negatives, in the mean over rounds: the texts of all
+    rounds so far, at most one a pair, and human queries and the gallery in rounds without mining,
+    which has their vectors."""
     assert isinstance(config.training.negatives, RankedNegatives)
+    num_rounds = config.num_iterations
+    last = min(config.mining.num_rounds or num_rounds, num_rounds)
     texts = 0.0
     if config.captioning.enabled and config.training.negatives.rows == "all":
-        num_rounds = config.num_iterations
-        last = config.mining.num_rounds or num_rounds
         rounds_so_far = sum(min(t, last) for t in range(1, num_rounds + 1)) / num_rounds
         _, pairs = _pairs_to_caption(config, counts)
         texts = pairs * rounds_so_far
-    scores = (counts.queries + texts) * counts.images
-    return [*_rows(config, lengths.queries, round(texts)), Work("rank", 0, scores)]
+    without_mining = 1 - last / num_rounds
+    return [
+        *_rows(config, lengths.queries, round(texts + counts.queries * without_mining)),
+        *_rows(config, lengths.documents, round(counts.images * without_mining)),
+        Work("rank", 0, (counts.queries + texts) * counts.images),
+    ]
 
 
 def _judging(config: RunConfig, counts: Counts, lengths: Lengths) -> list[Work]:
