@@ -86,7 +86,7 @@ def test_a_window_without_room_is_refused() -> None:
         (
             TrainingSettings,
             {"negatives": {"type": "ranked", "first_rank": 9, "last_rank": 3}},
-            "give a window",
+            "raise last_rank or lower first_rank",
         ),
         (
             CaptioningSettings,

@@ -154,6 +154,14 @@ def test_ranking_for_negatives_reads_the_texts_of_all_rounds_so_far(
     assert units(planned("human"), "rank negatives", "rank") == 100 * 50
 
 
+def test_no_more_anchors_are_planned_than_there_are_images(small: Any, tmp_path: Path) -> None:
+    def written(num: int) -> float:
+        config = small(tmp_path / "run", mining={"anchors": {"num": num}})
+        return units(work.of_round(config, COUNTS, LENGTHS), "caption", "write")
+
+    assert written(20) < written(50) == written(999)
+
+
 CHANGES: list[tuple[dict[str, Any], str]] = [
     ({"captioning": {"enabled": False}}, "caption"),
     ({"captioning": {"enabled": False}}, "judge"),

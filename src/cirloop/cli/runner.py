@@ -196,7 +196,7 @@ def _print_accounts(store: Store) -> None:
     ]
     if not accounts:
         return
-    columns = ["iteration", "mined", "false negatives", "accepted texts", "true"]
+    columns = ["iteration", "mined negatives", "false negatives", "accepted texts", "true"]
     has_anchors = any("accepted_of_anchors" in a for a in accounts)
     if has_anchors:
         columns += ["of anchors", "true"]

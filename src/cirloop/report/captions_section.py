@@ -122,8 +122,9 @@ def _of_them_true(
     if not data.accounts:
         return [str(accepted)]
     true = account.get(name)
-    share = "not known" if true is None else f"{true} ({100 * true / max(accepted, 1):.1f}%)"
-    return [str(accepted), share]
+    if true is None:
+        return [str(accepted), "not known"]
+    return [str(accepted), f"{true} ({100 * true / accepted:.1f}%)" if accepted else "0"]
 
 
 def _judge(data: ReportData) -> list[Table]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -15,6 +16,7 @@ from cirloop.stages.context import RunContext
 from cirloop.stages.models import Embedder
 from cirloop.types import AugmentedTriplet, MinedNegative, Query, QueryId
 
+logger = logging.getLogger(__name__)
 STRATEGY = "anchor"
 """What mined rows of anchors have as their strategy."""
 
@@ -51,6 +53,12 @@ def mine_anchors(
             image = train.gallery.ids[row]
             score = round(float(score), 6)
             pairs.append(MinedNegative(name, image, int(rank), score, 0, 0.0, STRATEGY))
+    if len(queries) < run.config.mining.anchors.num:
+        logger.info(
+            "anchors: %d of the %d of mining.anchors.num; no other image is without a text",
+            len(queries),
+            run.config.mining.anchors.num,
+        )
     return {
         "queries": [asdict(query) for query in queries],
         "pairs": [asdict(pair) for pair in pairs],

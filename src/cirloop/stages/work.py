@@ -198,9 +198,10 @@ def _pairs_to_caption(config: RunConfig, counts: Counts) -> tuple[float, float]:
     mining = config.mining
     references = counts.queries * counts.failed * (mining.strategy.type != "none")
     pairs = references * mining.strategy.negatives_per_query
-    if mining.anchors.num:
-        references += mining.anchors.num
-        pairs += mining.anchors.num * mining.anchors.neighbors
+    anchors = min(mining.anchors.num, counts.images)
+    if anchors:
+        references += anchors
+        pairs += anchors * mining.anchors.neighbors
     return references, pairs
 
 

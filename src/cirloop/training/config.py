@@ -111,7 +111,8 @@ class RankedNegatives(Settings):
     def _has_a_window(self) -> RankedNegatives:
         if self.last_rank is not None and self.last_rank < self.first_rank:
             raise ValueError(
-                f"last_rank {self.last_rank} is above first_rank {self.first_rank}; give a window"
+                f"no rank is from first_rank {self.first_rank} to last_rank {self.last_rank}; raise"
+                " last_rank or lower first_rank"
             )
         return self
 
