@@ -242,8 +242,42 @@ def report(
                 title_of_gains = f"{short}: gain over {baseline}, paired by seed"
                 table(title_of_gains, ("arm", *rounds_shown), gains)
     table(f"counts per seed, {title}", COUNTS, [counts_of(a, by, seeds) for a in arms])
+    if baselines[0] in arms:
+        of_texts = [gains_of_texts(study, arm, baselines[0], by, seeds) for arm in arms]
+        table(
+            f"gain over {baselines[0]} after the last round, for each 100 texts",
+            ("arm", *(f"{m}, {of}" for m in shown(study).values() for of in TEXTS)),
+            [gains for gains in of_texts if gains],
+        )
     costs = [costs_row(arm, [by[arm, seed] for seed in seeds]) for arm in arms]
     table(f"cost, {study.name}, mean over {len(seeds)} seeds", COSTS, costs)
+
+
+TEXTS = ("accepted", "written")
+
+
+def shown(study: Study) -> dict[str, str]:
+    """Return the headings of the two measures that are drawn, by name."""
+    return dict([*study.measures.items()][:2])
+
+
+def gains_of_texts(
+    study: Study,
+    arm: str,
+    baseline: str,
+    by: dict[tuple[str, int], dict[str, Any]],
+    seeds: list[int],
+) -> list[str]:
+    """Return a row of an arm's gains after the last round for each 100 texts: trained on, and
+    written; none for an arm without texts, or the baseline."""
+    totals = [sum(by[arm, seed][of] for seed in seeds) for of in TEXTS]
+    if arm == baseline or not all(totals):
+        return []
+    gains = [
+        sum(by[arm, s]["recalls"][m][-1] - by[baseline, s]["recalls"][m][-1] for s in seeds)
+        for m in shown(study)
+    ]
+    return [arm, *(f"{100 * gain / total:.2f}" for gain in gains for total in totals)]
 
 
 def draw(study: Study, rows: list[dict[str, Any]], args: argparse.Namespace, title: str) -> None:
@@ -251,7 +285,7 @@ def draw(study: Study, rows: list[dict[str, Any]], args: argparse.Namespace, tit
     arms = [arm for arm in args.arms.split(",") if arm in {row["arm"] for row in rows}]
     with matplotlib.rc_context(STYLE):
         figure = Figure((9.6, 4.4), layout="constrained", facecolor=PAPER)
-        measures = [*study.measures.items()][:2]
+        measures = shown(study).items()
         for axes, (name, short) in zip(figure.subplots(1, 2), measures, strict=True):
             for arm in arms:
                 recalls_SR = np.array([row["recalls"][name] for row in rows if row["arm"] == arm])

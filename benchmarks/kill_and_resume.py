@@ -2,10 +2,13 @@
 
 The runs are those of tests/faults: the real command on a very small configuration, in children
 forked from a process that has imported everything. Each is killed at a moment drawn over the time
-of the unbroken run, then, as often as `--again` says, the resumed one too, and then it is resumed
-to the end. It must end with exit code 0, and every file of the run directory and of the feature
-cache must have the unbroken run's bytes (not config.json and costs.json, which hold times and
-paths). Prints how many did by the stage that was killed, and the files of each that did not.
+of the unbroken run and resumed, as often as `--each` says, with moments drawn over a part of that
+time. Where `--full_disk` draws it, a write of a file meets a full disk (ENOSPC) instead, which must
+end the command with one error, or only be told where no result depends on the file. Resumed at
+last to its end, a run must end with exit code 0, and every file of the run directory and of the
+feature cache must have the unbroken run's bytes (not config.json and costs.json, which hold times
+and paths). Prints by stage how many kills and full disks it was resumed from to that, and the
+files of each run that was not.
 
 With `--processes 2` one process of a training stage is killed instead, under `accelerate launch`
 with `--strategy` ddp, fsdp, zero2 or zero3 (benchmarks/_killed_processes.py says how). Prints how
@@ -14,6 +17,7 @@ took to end the others.
 
     python benchmarks/kill_and_resume.py
     python benchmarks/kill_and_resume.py --kills 20 --workers 1
+    python benchmarks/kill_and_resume.py --kills 10000 --each 10 --full_disk 0.1
     python benchmarks/kill_and_resume.py --processes 2 --strategy zero3 --kills 100
 """
 
@@ -23,75 +27,103 @@ import argparse
 import random
 import re
 import shutil
+import signal
 import sys
 import tempfile
 import time
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import _killed_processes
 
 from cirloop.monitoring.console import table
-from tests.faults.harness import OPEN, Harness, age, tree
+from tests.faults.fault_case import REFUSED
+from tests.faults.harness import OPEN, Ended, Harness, age, tree
+from tests.faults.write_points import refusals
 
 Outcome = tuple[str, str]
-"""The stage that was killed, and what is wrong ("" = nothing)."""
-UNHARMED = "no stage"
-"""A run that ended before its moment; another is drawn in its place."""
+"""The stage that was interrupted, and what is wrong ("" = nothing)."""
+LONGEST = 3.0
+"""Of several kills of a run the moments are drawn over so many times their even share of its
+time, as a resumed run does its openings and checks again."""
+FULL_DISK = [case for case in refusals() if case.kind == "ENOSPC" and case.point.scene == "run"]
 
 
 def stage_of(said: str) -> str:
     """The last stage that a log says has begun."""
-    begun = re.findall(r"([a-z]\w*(?:\.json)?): start$", said, re.M)
+    begun = re.findall(r": start \((\w+(?:\.json)?)\)$", said, re.M)
     return begun[-1] if begun else "before the first stage"
 
 
-def one(harness: Harness, moments: random.Random, seconds: float, again: int) -> Outcome:
-    case, where = harness.case(OPEN), UNHARMED
+def interruption(chance: random.Random, longest: float, full_disk: float) -> dict[str, Any]:
+    """A kill within `longest` seconds, or before that a full disk at one of the run's writes."""
+    told: dict[str, Any] = {"kill_after": chance.uniform(0, longest)}
+    if chance.random() < full_disk:
+        told["fault"] = chance.choice(FULL_DISK).fault | {"nth": chance.randint(1, 2)}
+    return told
+
+
+def wrong_end(ended: Ended) -> str:
+    """What is wrong with the end of an interrupted run."""
+    if ended.code == -signal.SIGKILL or (
+        ended.code in (0, REFUSED) and "Traceback" not in ended.said
+    ):
+        return ""
+    return f"exit code {ended.code}: {ended.said[-2000:]}"
+
+
+def one(
+    harness: Harness, chance: random.Random, seconds: float, kills: int, full_disk: float
+) -> list[Outcome]:
+    """Interrupt a run up to `kills` times, then let it end: the interruptions, and whether all is
+    well."""
+    case, stages, wrong = harness.case(OPEN), list[str](), ""
+    # a resumed run begins where it was: several moments over the whole time would end it early
+    longest = seconds if kills == 1 else LONGEST * seconds / kills
     try:
-        for number in range(1 + again):
-            killed = harness.child(case, "run", kill_after=moments.uniform(0, seconds))
-            if killed.code == 0:
+        while len(stages) < kills and not wrong:
+            told = interruption(chance, longest, full_disk)
+            ended = harness.child(case, "run", **told)
+            if ended.code == 0 and not ("fault" in told and ended.fired):
                 break
-            if killed.code != -9:
-                return where, f"exit code {killed.code}: {killed.said[-2000:]}"
-            where = stage_of(killed.said) if number == 0 else where
+            disk = "" if ended.code == -signal.SIGKILL else "full disk: "
+            stages.append(disk + stage_of(ended.said))
+            wrong = wrong_end(ended)
         age(case)
         ended = harness.child(case, "run")
         if ended.code:
-            return where, f"exit code {ended.code}: {ended.said[-2000:]}"
+            wrong = wrong or f"exit code {ended.code}: {ended.said[-2000:]}"
         there, expected = tree(case), harness.expected("run", None)
-        differ = sorted(
-            name for name in {*there, *expected} if there.get(name) != expected.get(name)
-        )
-        return where, ", ".join(differ)
+        names = sorted({*there, *expected})
+        wrong = wrong or ", ".join(name for name in names if there.get(name) != expected.get(name))
+        return [(stage, wrong) for stage in stages]
     finally:
         shutil.rmtree(case)
 
 
-def many(seed: int, kills: int, again: int) -> list[Outcome]:
+def many(seed: int, kills: int, each: int, full_disk: float) -> list[Outcome]:
+    """Interrupt runs until there are `kills` interruptions."""
     with tempfile.TemporaryDirectory(prefix="cirloop_kill_") as name:
         harness = Harness(Path(name))
         try:
             harness.expected("run", None)
             began = time.monotonic()
             assert harness.child(harness.case(OPEN), "run").code == 0
-            seconds, moments = time.monotonic() - began, random.Random(seed)
-            outcomes: list[Outcome] = []
+            seconds, chance = time.monotonic() - began, random.Random(seed)
+            outcomes, told = list[Outcome](), 0
             while len(outcomes) < kills:
-                outcome = one(harness, moments, seconds, again)
-                if outcome == (UNHARMED, ""):
-                    continue
-                outcomes.append(outcome)
-                if outcome[1] or len(outcomes) % 25 == 0:
-                    wrong = sum(bool(each[1]) for each in outcomes)
-                    print(
-                        f"seed {seed}: {len(outcomes)} of {kills}, {wrong} wrong {outcome[1]}",
-                        flush=True,
-                    )
+                left = kills - len(outcomes)
+                outcomes += one(harness, chance, seconds, min(each, left), full_disk)
+                wrong = [said for _, said in outcomes if said]
+                if len(outcomes) >= told + 25 or (outcomes and outcomes[-1][1]):
+                    told = len(outcomes)
+                    last = outcomes[-1][1]
+                    print(f"seed {seed}: {told} of {kills}, {len(wrong)} wrong {last}", flush=True)
             return outcomes
         finally:
             harness.close()
@@ -101,10 +133,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--kills", type=int, default=1000, help="runs that are killed")
-    parser.add_argument(
-        "--again", type=int, default=0, help="further kills of each, of the resumed run"
-    )
+    parser.add_argument("--kills", type=int, default=1000, help="kills and full disks")
+    parser.add_argument("--each", type=int, default=1, help="of a run, before it is let end")
+    parser.add_argument("--full_disk", type=float, default=0.0, help="share of full disks")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
@@ -120,9 +151,8 @@ def main() -> None:
     shares = [len(range(worker, args.kills, args.workers)) for worker in range(args.workers)]
     began = time.monotonic()
     with ProcessPoolExecutor(args.workers) as pool:
-        made = pool.map(
-            many, range(args.seed, args.seed + args.workers), shares, [args.again] * args.workers
-        )
+        seeds = range(args.seed, args.seed + args.workers)
+        made = pool.map(partial(many, each=args.each, full_disk=args.full_disk), seeds, shares)
         outcomes = [outcome for each in made for outcome in each]
     where, right = (
         Counter(stage for stage, _ in outcomes),
@@ -130,8 +160,8 @@ def main() -> None:
     )
     rows = [(stage, f"{right[stage]} of {num}") for stage, num in where.most_common()]
     table(
-        f"{args.kills} runs killed, in {time.monotonic() - began:.0f} s",
-        ("killed in", "resumed to equal bytes"),
+        f"{args.kills} times, in {time.monotonic() - began:.0f} s",
+        ("interrupted in", "resumed to equal bytes"),
         rows,
     )
     for stage, wrong in outcomes:

@@ -14,6 +14,8 @@ for `pairs`, as many explicit negatives in a batch:
     many_anchors_once   three times as many anchors, in the first round alone: with 100 triplets
               about as many texts as `anchors` has after three rounds, all by the first model
     many_failed_once   that, with the texts of `failed`
+    many_failed   three times as many anchors in each round, with the texts of `failed`
+    failed_no_mistakes   `failed` with anchors alone
     more_anchors_once   610 anchors in the first round alone: that with 400 triplets
     pairs     mistakes as they are mined, rewritten, in pairs: no bundles, mined images as negatives
     oracle    `anchors` with true texts, from the scenes: a bound that no foundation model passes
@@ -144,6 +146,10 @@ ARMS: dict[str, Arm] = {
     "failed": with_parts(ANCHORS, captioning=FAILED),
     "many_failed_once": with_parts(
         LOOP, mining={"anchors": {"num": 390}, "num_rounds": 1}, captioning=FAILED
+    ),
+    "many_failed": with_parts(LOOP, mining={"anchors": {"num": 390}}, captioning=FAILED),
+    "failed_no_mistakes": with_parts(
+        ANCHORS, mining={"strategy": {"type": "none"}}, captioning=FAILED
     ),
     "restart": with_parts(ANCHORS, training={"start_from": "iteration_0"}),
     "one_schedule": with_parts(ANCHORS, training={"lr_span": "run"}),
