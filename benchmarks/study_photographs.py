@@ -10,6 +10,8 @@ and spend the same optimisation steps:
     once       the same, mined and written in the first round alone
     many_once  three times as many images and anchors, in the first round alone: about as many texts
                as `loop` has after three rounds, all for what the first model finds near
+    failed     the recipe with texts that the catalogue affirms and by which the model does not find
+               the image first
     near       images near the reference alone: what the model gets wrong is not looked at
     mistakes   what the model ranks too high, rewritten: mining as it is usually meant
     no_judge   the recipe with images that are right, but not annotated, among the negatives
@@ -83,6 +85,7 @@ ARMS: dict[str, Arm] = {
             "anchors": {"num": 1200, "neighbors": 3, "last_rank": 200},
         }
     },
+    "failed": {"captioning": {"max_round_trip_rank": 0, "min_round_trip_rank": 2}},
     "near": {"mining": {"anchors": NO_ANCHORS}},
     "mistakes": MISTAKES,
     "no_judge": NO_JUDGE,

@@ -53,7 +53,11 @@ CASES = (
     ),
     Case("benchmarks/band.py", "--queries 20 --images 40 --dimensions 8 --repeats 2", "±"),
     Case("benchmarks/band_on_curves.py", "--queries 4 --images 80", "linear"),
-    Case("benchmarks/kill_and_resume.py", "--kills 1 --workers 1", "1 of 1"),
+    Case(
+        "benchmarks/kill_and_resume.py",
+        "--kills 3 --each 3 --full_disk 0.5 --workers 1",
+        "3 of 3",
+    ),
     Case(
         "benchmarks/kill_and_resume.py",
         "--processes 2 --strategy zero2 --kills 1",
