@@ -14,6 +14,7 @@ for `pairs`, as many explicit negatives in a batch:
     many_anchors_once   three times as many anchors, in the first round alone: with 100 triplets
               about as many texts as `anchors` has after three rounds, all by the first model
     many_failed_once   that, with the texts of `failed`
+    affirmed  `anchors` with all texts that the judge affirms, whatever the model finds by them
     many_failed   three times as many anchors in each round, with the texts of `failed`
     failed_no_mistakes   `failed` with anchors alone
     more_anchors_once   610 anchors in the first round alone: that with 400 triplets
@@ -143,6 +144,7 @@ ARMS: dict[str, Arm] = {
     "no_bundles": with_parts(ANCHORS, training={"bundles": {"size": 0}}),
     "no_far": with_parts(ANCHORS, training={"negatives": RANDOM_NEGATIVES}),
     "again": with_parts(ANCHORS, mining={"skip_captioned": False}),
+    "affirmed": with_parts(ANCHORS, captioning={"max_round_trip_rank": 0}),
     "failed": with_parts(ANCHORS, captioning=FAILED),
     "many_failed_once": with_parts(
         LOOP, mining={"anchors": {"num": 390}, "num_rounds": 1}, captioning=FAILED
