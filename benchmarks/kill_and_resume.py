@@ -3,12 +3,12 @@
 The runs are those of tests/faults: the real command on a very small configuration, in children
 forked from a process that has imported everything. Each is killed at a moment drawn over the time
 of the unbroken run and resumed, as often as `--each` says, with moments drawn over a part of that
-time. Where `--full_disk` draws it, a write of a file meets a full disk (ENOSPC) instead, which must
-end the command with one error, or only be told where no result depends on the file. Resumed at
-last to its end, a run must end with exit code 0, and every file of the run directory and of the
-feature cache must have the unbroken run's bytes (not config.json and costs.json, which hold times
-and paths). Prints by stage how many kills and full disks it was resumed from to that, and the
-files of each run that was not.
+time. In a share of them, `--full_disk`, a write that is drawn by chance meets a full disk (ENOSPC)
+where the run comes to it before the kill, which must end the command with one error, or only be
+told where no result depends on the file. Resumed at last to its end, a run must
+end with exit code 0, and every file of the run directory and of the feature cache must have the
+unbroken run's bytes (not config.json and costs.json, which hold times and paths). Prints by stage
+how many kills and full disks it was resumed from to that, and the files of each run that was not.
 
 With `--processes 2` one process of a training stage is killed instead, under `accelerate launch`
 with `--strategy` ddp, fsdp, zero2 or zero3 (benchmarks/_killed_processes.py says how). Prints how
@@ -68,11 +68,10 @@ def interruption(chance: random.Random, longest: float, full_disk: float) -> dic
     return told
 
 
-def wrong_end(ended: Ended) -> str:
+def wrong_end(ended: Ended, met_full_disk: bool) -> str:
     """What is wrong with the end of an interrupted run."""
-    if ended.code == -signal.SIGKILL or (
-        ended.code in (0, REFUSED) and "Traceback" not in ended.said
-    ):
+    refused = ended.code in (0, REFUSED) and "Traceback" not in ended.said
+    if ended.code == -signal.SIGKILL or (met_full_disk and refused):
         return ""
     return f"exit code {ended.code}: {ended.said[-2000:]}"
 
@@ -89,11 +88,11 @@ def one(
         while len(stages) < kills and not wrong:
             told = interruption(chance, longest, full_disk)
             ended = harness.child(case, "run", **told)
-            if ended.code == 0 and not ("fault" in told and ended.fired):
+            met_full_disk = "fault" in told and ended.fired and ended.code != -signal.SIGKILL
+            if ended.code == 0 and not met_full_disk:
                 break
-            disk = "" if ended.code == -signal.SIGKILL else "full disk: "
-            stages.append(disk + stage_of(ended.said))
-            wrong = wrong_end(ended)
+            stages.append("full disk: " * met_full_disk + stage_of(ended.said))
+            wrong = wrong_end(ended, met_full_disk)
         age(case)
         ended = harness.child(case, "run")
         if ended.code:
@@ -135,7 +134,7 @@ def main() -> None:
     )
     parser.add_argument("--kills", type=int, default=1000, help="kills and full disks")
     parser.add_argument("--each", type=int, default=1, help="of a run, before it is let end")
-    parser.add_argument("--full_disk", type=float, default=0.0, help="share of full disks")
+    parser.add_argument("--full_disk", type=float, default=0.0, help="share of full disks, 0 to 1")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
@@ -145,6 +144,8 @@ def main() -> None:
         "--strategy", choices=_killed_processes.STRATEGIES, default="ddp", help="of --processes"
     )
     args = parser.parse_args()
+    if min(args.kills, args.each, args.workers) < 1 or not 0 <= args.full_disk <= 1:
+        parser.error("--kills, --each and --workers are at least 1, --full_disk from 0 to 1")
     if args.processes > 1:
         right = _killed_processes.many(args.strategy, args.processes, args.kills, args.seed)
         sys.exit(not right)
