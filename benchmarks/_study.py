@@ -244,11 +244,13 @@ def report(
     table(f"counts per seed, {title}", COUNTS, [counts_of(a, by, seeds) for a in arms])
     if baselines[0] in arms:
         of_texts = [gains_of_texts(study, arm, baselines[0], by, seeds) for arm in arms]
-        table(
-            f"gain over {baselines[0]} after the last round, for each 100 texts",
-            ("arm", *(f"{m}, {of}" for m in shown(study).values() for of in TEXTS)),
-            [gains for gains in of_texts if gains],
-        )
+        columns = ("arm", *(f"{m}, {of}" for m in shown(study).values() for of in TEXTS))
+        if any(of_texts):
+            table(
+                f"gain over {baselines[0]} after the last round, for each 100 texts",
+                columns,
+                [gains for gains in of_texts if gains],
+            )
     costs = [costs_row(arm, [by[arm, seed] for seed in seeds]) for arm in arms]
     table(f"cost, {study.name}, mean over {len(seeds)} seeds", COSTS, costs)
 

@@ -33,6 +33,7 @@ import tempfile
 import time
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import _killed_processes
 
 from cirloop.monitoring.console import table
-from tests.faults.fault_case import REFUSED
+from tests.faults.fault_case import REFUSED, refused_clearly
 from tests.faults.harness import OPEN, Ended, Harness, age, tree
 from tests.faults.write_points import refusals
 
@@ -68,11 +69,14 @@ def interruption(chance: random.Random, longest: float, full_disk: float) -> dic
     return told
 
 
-def wrong_end(ended: Ended, met_full_disk: bool) -> str:
+def wrong_end(ended: Ended, case: Path, met_full_disk: bool) -> str:
     """What is wrong with the end of an interrupted run."""
-    refused = ended.code in (0, REFUSED) and "Traceback" not in ended.said
-    if ended.code == -signal.SIGKILL or (met_full_disk and refused):
+    if ended.code == -signal.SIGKILL or (met_full_disk and ended.code == 0):
         return ""
+    if met_full_disk and ended.code == REFUSED:
+        with suppress(AssertionError):
+            refused_clearly(ended.said, case)
+            return ""
     return f"exit code {ended.code}: {ended.said[-2000:]}"
 
 
@@ -92,7 +96,7 @@ def one(
             if ended.code == 0 and not met_full_disk:
                 break
             stages.append("full disk: " * met_full_disk + stage_of(ended.said))
-            wrong = wrong_end(ended, met_full_disk)
+            wrong = wrong_end(ended, case, met_full_disk)
         age(case)
         ended = harness.child(case, "run")
         if ended.code:
@@ -100,6 +104,8 @@ def one(
         there, expected = tree(case), harness.expected("run", None)
         names = sorted({*there, *expected})
         wrong = wrong or ", ".join(name for name in names if there.get(name) != expected.get(name))
+        if wrong and not stages:
+            stages = ["no stage"]
         return [(stage, wrong) for stage in stages]
     finally:
         shutil.rmtree(case)
@@ -134,7 +140,12 @@ def main() -> None:
     )
     parser.add_argument("--kills", type=int, default=1000, help="kills and full disks")
     parser.add_argument("--each", type=int, default=1, help="of a run, before it is let end")
-    parser.add_argument("--full_disk", type=float, default=0.0, help="share of full disks, 0 to 1")
+    parser.add_argument(
+        "--full_disk",
+        type=float,
+        default=0.0,
+        help="share of kills with a full disk planned before them, 0 to 1",
+    )
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
@@ -165,9 +176,8 @@ def main() -> None:
         ("interrupted in", "resumed to equal bytes"),
         rows,
     )
-    for stage, wrong in outcomes:
-        if wrong:
-            print(f"{stage}: {wrong}")
+    for wrong in dict.fromkeys(wrong for _, wrong in outcomes if wrong):
+        print(wrong)
     print(f"{sum(right.values())} of {len(outcomes)}")
     sys.exit(sum(right.values()) != len(outcomes))
 

@@ -3,6 +3,7 @@ processor."""
 
 from __future__ import annotations
 
+import importlib
 import shlex
 import shutil
 import subprocess
@@ -20,6 +21,7 @@ from tests.commands import ROOT, command
 from tests.docs.documented_commands import ROWS
 from tests.docs.shell import Shell
 from tests.fake_datasets import write_grocery
+from tests.faults.harness import Ended
 
 LIMIT = 600
 """Seconds for a program; most take a few."""
@@ -191,6 +193,18 @@ def test_a_program_that_fails_is_told(shell: Shell, tmp_path: Path) -> None:
 
 
 @pytest.mark.full
+def test_an_interrupted_run_may_refuse_a_full_disk_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    wrong_end = importlib.import_module("kill_and_resume").wrong_end
+    said = f"error: {tmp_path}: No space left. Free some, then --auto_resume goes on."
+    assert wrong_end(Ended(2, said, True, (), {}), tmp_path, True) == ""
+    assert wrong_end(Ended(-9, "", True, (), {}), tmp_path, False) == ""
+    for ended, full in (((2, said), False), ((2, "error: no"), True), ((1, said), True)):
+        assert wrong_end(Ended(*ended, True, (), {}), tmp_path, full)
+
+
 def test_a_study_refuses_arms_that_it_has_not(shell: Shell, tmp_path: Path) -> None:
     words = ["benchmarks/study_rounds.py", "--output", str(tmp_path / "study"), "--arms", "other"]
     code, said = shell.run(words, tmp_path, LIMIT)
