@@ -219,40 +219,50 @@ def mean_se(values: Sequence[float]) -> str:
     return f"{mean.value:.1f} ± {mean.se:.1f}"
 
 
+def mean_row(arm: str, values: Sequence[np.ndarray]) -> list[str]:
+    """Return a row of means over seeds, of values by round for each seed."""
+    return [arm, str(len(values)), *map(mean_se, np.array(values).T)]
+
+
 def report(
     study: Study, rows: list[dict[str, Any]], rounds: int, baselines: Sequence[str] = ("control",)
 ) -> None:
-    """Print recalls, gains over `baselines` and counts of the seeds that all arms have."""
+    """Print recalls, gains over `baselines` and counts of each arm, over the seeds that it has."""
     by = {(row["arm"], row["seed"]): row for row in rows}
     arms = [arm for arm in study.arms if arm in {row["arm"] for row in rows}]
-    seeds = sorted({r["seed"] for r in rows if all((arm, r["seed"]) in by for arm in arms)})
-    title = f"{study.name}, {len(seeds)} seeds, mean ± standard error over seeds"
+    seeds = {arm: sorted(seed for other, seed in by if other == arm) for arm in arms}
+    title = f"{study.name}, mean ± standard error over seeds"
     rounds_shown = [f"round {t}" for t in range(1, rounds + 1)]
     for name, short in study.measures.items():
-        recalls = {arm: np.array([by[arm, s]["recalls"][name] for s in seeds]) for arm in arms}
-        means = [[arm, *map(mean_se, recalls_SR.T)] for arm, recalls_SR in recalls.items()]
-        table(f"{short}, {title}", ("arm", "iteration 0", *rounds_shown), means)
+        recalls = {key: np.array(row["recalls"][name]) for key, row in by.items()}
+        means = [mean_row(arm, [recalls[arm, seed] for seed in seeds[arm]]) for arm in arms]
+        table(f"{short}, {title}", ("arm", "seeds", "iteration 0", *rounds_shown), means)
         for baseline in baselines:
             gains = [
-                [arm, *map(mean_se, (recalls[arm] - recalls[baseline]).T[1:])]
+                mean_row(arm, [recalls[arm, s][1:] - recalls[baseline, s][1:] for s in paired])
                 for arm in arms
-                if arm != baseline and baseline in arms
+                if arm != baseline and (paired := [s for s in seeds[arm] if (baseline, s) in by])
             ]
             if gains:
                 title_of_gains = f"{short}: gain over {baseline}, paired by seed"
-                table(title_of_gains, ("arm", *rounds_shown), gains)
-    table(f"counts per seed, {title}", COUNTS, [counts_of(a, by, seeds) for a in arms])
-    if baselines[0] in arms:
-        of_texts = [gains_of_texts(study, arm, baselines[0], by, seeds) for arm in arms]
+                table(title_of_gains, ("arm", "seeds", *rounds_shown), gains)
+    counts = [counts_of(arm, by, seeds[arm]) for arm in arms]
+    table(f"counts per seed, {title}", COUNTS, counts)
+    of_texts = [
+        gains_of_texts(
+            study, arm, baselines[0], by, [s for s in seeds[arm] if (baselines[0], s) in by]
+        )
+        for arm in arms
+    ]
+    if any(of_texts):
         columns = ("arm", *(f"{m}, {of}" for m in shown(study).values() for of in TEXTS))
-        if any(of_texts):
-            table(
-                f"gain over {baselines[0]} after the last round, for each 100 texts",
-                columns,
-                [gains for gains in of_texts if gains],
-            )
-    costs = [costs_row(arm, [by[arm, seed] for seed in seeds]) for arm in arms]
-    table(f"cost, {study.name}, mean over {len(seeds)} seeds", COSTS, costs)
+        table(
+            f"gain over {baselines[0]} after the last round, for each 100 texts",
+            columns,
+            [gains for gains in of_texts if gains],
+        )
+    costs = [costs_row(arm, [by[arm, seed] for seed in seeds[arm]]) for arm in arms]
+    table(f"cost, {study.name}, mean over the seeds", COSTS, costs)
 
 
 TEXTS = ("accepted", "written")
