@@ -8,14 +8,19 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from cirloop.artifacts.store import fingerprint
-from cirloop.backbones.model_settings import ModelSettings, QwenSettings, VlmSettings
+from cirloop.backbones.model_settings import (
+    EmbedderSettings,
+    Qwen3PixelBudget,
+    QwenSettings,
+    VlmSettings,
+)
 from cirloop.backbones.weights import resolve
 from cirloop.config.base import default_type
 from cirloop.io import parse
 from cirloop.types import UserError
 
 if TYPE_CHECKING:
-    from cirloop.backbones.base import Backbone, TuningSettings
+    from cirloop.backbones.base import TuningSettings
 
 
 class Qwen2VLSettings(QwenSettings):
@@ -24,15 +29,6 @@ class Qwen2VLSettings(QwenSettings):
     type: Literal["qwen2_vl"] = "qwen2_vl"
     path: str = "tiny"
     """Model directory or hub name; `tiny` is the embedded model."""
-    min_pixels: int = Field(28 * 28, ge=28 * 28)
-    """Smallest image after resizing, in pixels."""
-    max_pixels: int = Field(256 * 28 * 28, ge=28 * 28)
-    """Largest image after resizing, in pixels; 28x28 of them make one token."""
-
-    def build(self, adapter: Path | None = None) -> Backbone:
-        from cirloop.backbones.qwen2_vl import Qwen2VL
-
-        return Qwen2VL(self, adapter)
 
 
 class Qwen25VLSettings(QwenSettings):
@@ -41,32 +37,14 @@ class Qwen25VLSettings(QwenSettings):
     type: Literal["qwen2_5_vl"] = "qwen2_5_vl"
     path: str = "Qwen/Qwen2.5-VL-3B-Instruct"
     """Model directory or hub name."""
-    min_pixels: int = Field(28 * 28, ge=28 * 28)
-    """Smallest image after resizing, in pixels."""
-    max_pixels: int = Field(256 * 28 * 28, ge=28 * 28)
-    """Largest image after resizing, in pixels; 28x28 of them make one token."""
-
-    def build(self, adapter: Path | None = None) -> Backbone:
-        from cirloop.backbones.qwen2_5_vl import Qwen25VL
-
-        return Qwen25VL(self, adapter)
 
 
-class Qwen3VLSettings(QwenSettings):
+class Qwen3VLSettings(Qwen3PixelBudget, QwenSettings):
     """Qwen3-VL (arXiv 2511.21631), used the VLM2Vec way."""
 
     type: Literal["qwen3_vl"] = "qwen3_vl"
     path: str = "Qwen/Qwen3-VL-2B-Instruct"
     """Model directory or hub name."""
-    min_pixels: int = Field(32 * 32, ge=32 * 32)
-    """Smallest image after resizing, in pixels."""
-    max_pixels: int = Field(256 * 32 * 32, ge=32 * 32)
-    """Largest image after resizing, in pixels; 32x32 of them make one token."""
-
-    def build(self, adapter: Path | None = None) -> Backbone:
-        from cirloop.backbones.qwen3_vl import Qwen3VL
-
-        return Qwen3VL(self, adapter)
 
 
 class LlavaSettings(VlmSettings):
@@ -83,13 +61,8 @@ class LlavaSettings(VlmSettings):
     def resolve_dir(self) -> Path:
         return resolve(self.path, "llava", "llava_next", "llava_onevision")
 
-    def build(self, adapter: Path | None = None) -> Backbone:
-        from cirloop.backbones.llava import Llava
 
-        return Llava(self, adapter)
-
-
-class Blip2Settings(ModelSettings):
+class Blip2Settings(EmbedderSettings):
     """BLIP-2 as QuRe uses it (ICML 2025, arXiv 2507.12416): trained Q-Former, 32 vectors per
     gallery image."""
 
@@ -109,13 +82,8 @@ class Blip2Settings(ModelSettings):
     def resolve_dir(self) -> Path:
         return resolve(self.path, "blip-2")
 
-    def build(self, adapter: Path | None = None) -> Backbone:
-        from cirloop.backbones.blip2 import Blip2
 
-        return Blip2(self, adapter)
-
-
-class ClipCombinerSettings(ModelSettings):
+class ClipCombinerSettings(EmbedderSettings):
     """CLIP by open_clip, or any pair of towers in its form, with a combiner of image and text
     (CLIP4Cir, ACM TOMM 2023, arXiv 2308.11485).
 
@@ -229,13 +197,8 @@ class ClipCombinerSettings(ModelSettings):
             "clip": None if self.clip.endswith(".json") else self.clip,
         }
 
-    def build(self, adapter: Path | None = None) -> Backbone:
-        from cirloop.backbones.clip_combiner import ClipCombiner
 
-        return ClipCombiner(self, adapter)
-
-
-class SimulatedSettings(ModelSettings):
+class SimulatedSettings(EmbedderSettings):
     """No model: vectors drawn from a seed. What `--retrieval simulated` puts in a model's place."""
 
     type: Literal["simulated"] = "simulated"

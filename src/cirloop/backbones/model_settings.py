@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from cirloop.backbones.prompts import PromptFormat, fitting, load
 from cirloop.backbones.weights import resolve, resolve_adapter, weights_digest
@@ -13,24 +14,14 @@ from cirloop.config.base import Settings
 from cirloop.types import UserError
 
 if TYPE_CHECKING:
-    from cirloop.backbones.base import TuningSettings
+    from cirloop.backbones.base import Backbone, TuningSettings
 
 
 class ModelSettings(Settings):
     """Settings of any model: where its weights are."""
 
-    multi_vector: ClassVar[bool] = False
-    """Whether a gallery image has several vectors, which no index searches."""
     type: str
     path: str
-
-    def check_training(self, tuning: TuningSettings) -> None:
-        """Raise UserError where the settings show that this model cannot be trained so."""
-        if tuning.lora.dtype == "base":
-            raise UserError(
-                f"training.lora.dtype base is for LoRA on a language model, not for {self.type}:"
-                " leave it at float32."
-            )
 
     def resolve_dir(self) -> Path:
         """Return the local directory of the weights. Raises UserError with all that is wrong."""
@@ -48,7 +39,29 @@ class ModelSettings(Settings):
         return {"path": self.weights_digest()}
 
 
-class VlmSettings(ModelSettings):
+class EmbedderSettings(ModelSettings):
+    """Settings of an embedder."""
+
+    multi_vector: ClassVar[bool] = False
+    """Whether a gallery image has several vectors, which no index searches."""
+
+    def check_training(self, tuning: TuningSettings) -> None:
+        """Raise UserError where the settings show that this model cannot be trained so."""
+        if tuning.lora.dtype == "base":
+            raise UserError(
+                f"training.lora.dtype base is for LoRA on a language model, not for {self.type}:"
+                " leave it at float32."
+            )
+
+    def build(self, adapter: Path | None = None) -> Backbone:
+        """Load the embedder, with the trained weights in `adapter`."""
+        from cirloop.backbones import EMBEDDERS
+
+        backbone: Backbone = resolve_name(EMBEDDERS[self.type])(self, adapter)
+        return backbone
+
+
+class VlmSettings(EmbedderSettings):
     """A language model that sees, used the VLM2Vec way (arXiv 2410.05160): last token, unit norm,
     an instruction."""
 
@@ -141,16 +154,31 @@ class VlmSettings(ModelSettings):
         return {**super().path_digests(), "start_adapter": adapter, "prompt_format": prompt_format}
 
 
-class QwenSettings(VlmSettings):
-    """Settings of Qwen's families: images of any size, within a budget of pixels."""
+class PixelBudget(Settings):
+    """Sizes of images in Qwen's families: any, within a budget of pixels."""
 
-    min_pixels: int
-    max_pixels: int
+    min_pixels: int = Field(28 * 28, ge=28 * 28)
+    """Smallest image after resizing, in pixels."""
+    max_pixels: int = Field(256 * 28 * 28, ge=28 * 28)
+    """Largest image after resizing, in pixels; 28x28 of them make one token."""
 
     @model_validator(mode="after")
-    def _ordered(self) -> QwenSettings:
+    def _ordered(self) -> Self:
         if self.min_pixels > self.max_pixels:
             raise ValueError(
                 f"min_pixels {self.min_pixels} is more than max_pixels {self.max_pixels}"
             )
         return self
+
+
+class Qwen3PixelBudget(PixelBudget):
+    """Qwen3-VL's, with larger tokens."""
+
+    min_pixels: int = Field(32 * 32, ge=32 * 32)
+    """Smallest image after resizing, in pixels."""
+    max_pixels: int = Field(256 * 32 * 32, ge=32 * 32)
+    """Largest image after resizing, in pixels; 32x32 of them make one token."""
+
+
+class QwenSettings(PixelBudget, VlmSettings):
+    """Settings of Qwen's families."""

@@ -7,9 +7,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field
 
-from cirloop.backbones.model_settings import ModelSettings
+from cirloop.backbones.model_settings import ModelSettings, PixelBudget, Qwen3PixelBudget
 from cirloop.backbones.weights import resolve
 from cirloop.captioning.foundation_base import Foundation as Foundation
 from cirloop.captioning.server_settings import ServerFoundation as ServerFoundation
@@ -48,27 +48,9 @@ class LoadedFoundation(Foundation):
         return self.weights_digest() == model.weights_digest()
 
 
-class QwenFoundation(LoadedFoundation):
+class QwenFoundation(PixelBudget, LoadedFoundation):
     """Settings of a Qwen-VL: two images in one conversation, vision tokens from the embedder's
     cache."""
-
-    min_pixels: int
-    max_pixels: int
-
-    @model_validator(mode="after")
-    def _ordered(self) -> QwenFoundation:
-        if self.min_pixels > self.max_pixels:
-            raise ValueError(
-                f"min_pixels {self.min_pixels} is more than max_pixels {self.max_pixels}"
-            )
-        return self
-
-    def build(
-        self, embedder: VlmEmbedder | None = None, train: TrainSplit | None = None
-    ) -> Captioner:
-        from cirloop.captioning.backends.qwen_vl import CAPTIONERS
-
-        return CAPTIONERS[self.type](self, embedder)
 
 
 class Qwen2VLFoundation(QwenFoundation):
@@ -77,10 +59,6 @@ class Qwen2VLFoundation(QwenFoundation):
     type: Literal["qwen2_vl"] = "qwen2_vl"
     path: str = "tiny"
     """Model directory or hub name; `tiny` is the embedded model."""
-    min_pixels: int = Field(28 * 28, ge=28 * 28)
-    """Smallest image after resizing, in pixels."""
-    max_pixels: int = Field(256 * 28 * 28, ge=28 * 28)
-    """Largest image after resizing, in pixels; 28x28 of them make one token."""
 
 
 class Qwen25VLFoundation(QwenFoundation):
@@ -89,22 +67,14 @@ class Qwen25VLFoundation(QwenFoundation):
     type: Literal["qwen2_5_vl"] = "qwen2_5_vl"
     path: str = "Qwen/Qwen2.5-VL-3B-Instruct"
     """Model directory or hub name."""
-    min_pixels: int = Field(28 * 28, ge=28 * 28)
-    """Smallest image after resizing, in pixels."""
-    max_pixels: int = Field(256 * 28 * 28, ge=28 * 28)
-    """Largest image after resizing, in pixels; 28x28 of them make one token."""
 
 
-class Qwen3VLFoundation(QwenFoundation):
+class Qwen3VLFoundation(Qwen3PixelBudget, QwenFoundation):
     """Qwen3-VL as the foundation model, in its multi-image conversation form."""
 
     type: Literal["qwen3_vl"] = "qwen3_vl"
     path: str = "Qwen/Qwen3-VL-2B-Instruct"
     """Model directory or hub name."""
-    min_pixels: int = Field(32 * 32, ge=32 * 32)
-    """Smallest image after resizing, in pixels."""
-    max_pixels: int = Field(256 * 32 * 32, ge=32 * 32)
-    """Largest image after resizing, in pixels; 32x32 of them make one token."""
 
 
 class LlavaFoundation(LoadedFoundation):
@@ -121,13 +91,6 @@ class LlavaFoundation(LoadedFoundation):
     def resolve_dir(self) -> Path:
         return resolve(self.path, "llava", "llava_next", "llava_onevision")
 
-    def build(
-        self, embedder: VlmEmbedder | None = None, train: TrainSplit | None = None
-    ) -> Captioner:
-        from cirloop.captioning.backends.hf_captioner import LlavaCaptioner
-
-        return LlavaCaptioner(self, embedder)
-
 
 class GenericFoundation(LoadedFoundation):
     """Any image-text-to-text model of transformers that takes two images, through its own chat
@@ -141,13 +104,6 @@ class GenericFoundation(LoadedFoundation):
 
     def resolve_dir(self) -> Path:
         return resolve(self.path)
-
-    def build(
-        self, embedder: VlmEmbedder | None = None, train: TrainSplit | None = None
-    ) -> Captioner:
-        from cirloop.captioning.backends.hf_captioner import HFCaptioner
-
-        return HFCaptioner(self, embedder)
 
 
 class VllmFoundation(Foundation):

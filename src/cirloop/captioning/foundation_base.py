@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, ClassVar
 
 from cirloop.backbones.model_settings import ModelSettings
@@ -37,7 +38,10 @@ class Foundation(ModelSettings):
 
         `train` is the split whose images it writes for; a model does not need it.
         """
-        raise NotImplementedError
+        from cirloop.captioning import CAPTIONERS
+
+        captioner: Captioner = resolve_name(CAPTIONERS[self.type])(self, embedder)
+        return captioner
 
     def client(self, images: Images, journal: Journal, progress: Progress) -> CaptionClient | None:
         """Return what asks a model elsewhere about `images` and keeps the answers in `journal`;

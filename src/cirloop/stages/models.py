@@ -19,7 +19,7 @@ from cirloop.captioning.weight_sharing import can_share_weights
 from cirloop.config.run import RunConfig
 
 if TYPE_CHECKING:
-    from cirloop.backbones.model_settings import ModelSettings
+    from cirloop.backbones.model_settings import EmbedderSettings
     from cirloop.captioning.base import Captioner
     from cirloop.types import EvalSplit, TrainSplit
 
@@ -31,7 +31,7 @@ class Embedder:
     """An embedder by its settings and adapter, without the weights."""
 
     models: Models
-    settings: ModelSettings
+    settings: EmbedderSettings
     adapter: Path | None = None
 
     @property
@@ -55,7 +55,7 @@ class Models:
         self._features: tuple[str, VisionCache] | None = None
         self._fingerprints: dict[str, str] = {}
 
-    def embedder(self, adapter: Path | None, settings: ModelSettings | None = None) -> Embedder:
+    def embedder(self, adapter: Path | None, settings: EmbedderSettings | None = None) -> Embedder:
         """Return the run's embedder with an `adapter` (None = the base), or one with other
         `settings`."""
         return Embedder(self, settings or self._config.model, adapter)
@@ -76,8 +76,7 @@ class Models:
             self.release()
             began = time.monotonic()
             settings = embedder.settings
-            # each of the union has `build`
-            backbone: Any = settings.build(embedder.adapter)  # type: ignore[attr-defined]
+            backbone: Any = settings.build(embedder.adapter)
             self._loaded = (name, backbone)
             self._fingerprints[embedder.name] = backbone.fingerprint
             logger.debug(

@@ -137,10 +137,3 @@ class Qwen25VLCaptioner(qwen2_5_vl.VisionMixin, QwenVLCaptioner):
 
 class Qwen3VLCaptioner(qwen3_vl.VisionMixin, QwenVLCaptioner):
     """The captioner of Qwen3-VL."""
-
-
-CAPTIONERS: dict[str, type[QwenVLCaptioner]] = {
-    "qwen2_vl": QwenVLCaptioner,
-    "qwen2_5_vl": Qwen25VLCaptioner,
-    "qwen3_vl": Qwen3VLCaptioner,
-}

@@ -7,6 +7,7 @@ import gc
 import logging
 import shutil
 from pathlib import Path
+from typing import Any
 
 from cirloop.artifacts.atomic import write_json, write_text
 from cirloop.artifacts.fs import remove_tree_quietly, sync_directory, sync_tree, with_filename
@@ -75,7 +76,7 @@ def _check_target_dir(target_dir: Path, *, overwrite: bool) -> None:
 def write_export(source: ExportSource, directory: Path) -> None:
     """Write the files of an export, proven by the card's own code. The run's model is gone before
     the other is loaded."""
-    backbone = source.settings.build(source.checkpoint.path)  # type: ignore[attr-defined]
+    backbone: Any = source.settings.build(source.checkpoint.path)
     prompt_spec = read_prompt_spec(backbone)
     inputs = roundtrip.inputs(prompt_spec.special_tokens)
     expected = roundtrip.vectors_of(backbone, inputs)
