@@ -107,7 +107,7 @@ def captions(directory: Path) -> tuple[int, int]:
     from cirloop.backbones.vision import load_vlm
     from cirloop.captioning.decoding import PreallocatedCacheLayer
 
-    vlm, _, _ = load_vlm(str(directory), "bfloat16", "sdpa")
+    vlm, _, _ = load_vlm(str(directory), directory, "bfloat16", "sdpa")
     cache = DynamicCache()
     vlm.model.language_model(**inputs_of(vlm), past_key_values=cache, use_cache=True)
     layers: Any = cache.layers

@@ -178,7 +178,7 @@ def test_an_adapter_with_other_keys_is_refused(tmp_path: Path) -> None:
     state = load_file(tmp_path / LORA_WEIGHTS)
     state.pop(sorted(state)[0])
     save_file(state, tmp_path / LORA_WEIGHTS)
-    with pytest.raises(UserError, match="keys differ"):
+    with pytest.raises(UserError, match="keys or shapes differ"):
         SETTINGS.build(tmp_path)
 
 

@@ -27,7 +27,13 @@ from cirloop.artifacts.atomic import write_json
 from cirloop.artifacts.fs import save_tensors, with_filename
 from cirloop.artifacts.store import file_digest
 from cirloop.backbones.base import TuningSettings
-from cirloop.backbones.weights import LORA_CONFIG, LORA_WEIGHTS, PARTS_CONFIG, PARTS_WEIGHTS
+from cirloop.backbones.weights import (
+    LORA_CONFIG,
+    LORA_WEIGHTS,
+    PARTS_CONFIG,
+    PARTS_WEIGHTS,
+    differing,
+)
 from cirloop.types import UserError
 
 PREFIX = "base_model.model."
@@ -259,21 +265,10 @@ class TrainableWeights:
             raise UserError(
                 f"adapter {weights} cannot be read ({error}). Restore it, or train it again."
             ) from None
-        other_keys = sorted(state.keys() ^ expected.keys())
-        if other_keys:
+        if other := differing(state, expected):
             raise UserError(
                 f"adapter {weights.parent} does not fit the model {self.base_path!r}:"
-                f" {len(other_keys)} keys differ, {other_keys[:3]}"
-            )
-        other_shapes = [
-            f"{name} {list(state[name].shape)}, not {list(value.shape)}"
-            for name, value in expected.items()
-            if state[name].shape != value.shape
-        ]
-        if other_shapes:
-            raise UserError(
-                f"adapter {weights.parent} does not fit the model {self.base_path!r}:"
-                f" {len(other_shapes)} shapes differ, {'; '.join(other_shapes[:3])}"
+                f" {len(other)} keys or shapes differ, {'; '.join(other[:3])}"
             )
         return state
 

@@ -19,13 +19,12 @@ import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from PIL import ImageOps
 from PIL.Image import Resampling
-from safetensors import SafetensorError
 from torch import nn
 from transformers import Blip2ForImageTextRetrieval, Blip2Processor
 
@@ -35,7 +34,7 @@ from cirloop.backbones.base import EmbedInput, Grid, ImageFeatures
 from cirloop.backbones.target_pad import target_pad
 from cirloop.backbones.transfer import to_device
 from cirloop.backbones.vision import tower_digest
-from cirloop.backbones.weights import weights_digest
+from cirloop.backbones.weights import load_pretrained, weights_digest
 from cirloop.types import UserError
 
 if TYPE_CHECKING:
@@ -45,6 +44,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 PUNCTUATION_TO_SPACE = str.maketrans(dict.fromkeys('.!"()*#:;~', " "))
+WAY_OUT = "Give BLIP-2's retrieval weights with all their files, as Salesforce/blip2-itm-vit-g."
 NOT_TRAINABLE = ("vision_model", "itm_head")
 """Prefixes of weights that may not be trained: the frozen tower, and the matching head, which no
 embedding passes."""
@@ -114,39 +114,20 @@ class Blip2Module(nn.Module):
 
 def load_blip2(directory: Path, path: str, dtype: str) -> Blip2ForImageTextRetrieval:
     """Load the model, frozen, its tower in `dtype` and the rest in float32."""
-    try:
-        loaded: Any = Blip2ForImageTextRetrieval.from_pretrained(
-            directory,
-            dtype=torch.float32,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            use_safetensors=True,
-        )
-    except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"model path {path!r} has weights that cannot be read ({error}). Fetch them again."
-        ) from None
-    model, info = loaded
-    wrong = [
-        f"no {name}" for name in sorted(info["missing_keys"]) if not name.startswith("itm_head")
-    ]
-    wrong += [
-        f"{name} {list(shape)}, not {list(expected)}"
-        for name, shape, expected in sorted(info["mismatched_keys"])
-    ]
-    if wrong:
-        raise UserError(
-            f"model path {path!r} is no Blip2ForImageTextRetrieval as in its config.json:"
-            f" {len(wrong)} weights are not as expected: {'; '.join(wrong[:5])}. Give BLIP-2's"
-            " retrieval weights, as Salesforce/blip2-itm-vit-g."
-        )
+    model = load_pretrained(
+        Blip2ForImageTextRetrieval,
+        directory,
+        path,
+        WAY_OUT,
+        may_lack=("itm_head",),
+        dtype=torch.float32,
+    )
     if not model.config.qformer_config.use_qformer_text_input:
         raise UserError(
             f"model path {path!r}: the Q-Former takes no text (use_qformer_text_input is false in"
-            " config.json). Give BLIP-2's retrieval weights, as Salesforce/blip2-itm-vit-g."
+            f" config.json). {WAY_OUT}"
         )
     model.vision_model.to(getattr(torch, dtype))
-    model.requires_grad_(False)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     on_device: Blip2ForImageTextRetrieval = model.to(device).eval()
     return on_device

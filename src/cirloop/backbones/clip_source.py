@@ -25,6 +25,7 @@ from cirloop.artifacts.store import file_digest, fingerprint
 from cirloop.backbones import clip_text
 from cirloop.backbones.clip_module import Clip
 from cirloop.backbones.clip_text import Config
+from cirloop.backbones.weights import differing, download
 from cirloop.io import parse
 from cirloop.types import UserError
 
@@ -270,30 +271,15 @@ def _load_matching(
 ) -> dict[str, torch.Tensor]:
     """Load weights. Raises UserError where names or shapes are not the expected ones."""
     state = load_file(file)
-    differing = sorted(state.keys() ^ expected.keys())
-    differing += [
-        f"{k} {list(state[k].shape)}, not {list(v.shape)}"
-        for k, v in expected.items()
-        if k in state and state[k].shape != v.shape
-    ]
-    if differing:
+    if other := differing(state, expected):
         raise UserError(
             f"model.path {file} holds weights of another architecture than {name}:"
-            f" {len(differing)} keys or shapes differ, {'; '.join(differing[:3])}. Give the `clip`"
-            " that they are of."
+            f" {len(other)} keys or shapes differ, {'; '.join(other[:3])}. Give the `clip` that"
+            " they are of."
         )
     return state
 
 
 def _download(name: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise UserError(
-            f"model.path: the weights {name!r} are neither here nor to be had from the hub"
-            f" ({type(error).__name__}). Check the name and the network, or fetch {HF_CONFIG_NAME}"
-            f" and {HF_SAFE_WEIGHTS_NAME} of {name} beforehand and give their directory."
-        ) from None
+    files = f"{HF_CONFIG_NAME} and {HF_SAFE_WEIGHTS_NAME} of {name}"
+    return download(name, _HUB_FILES, f"or fetch {files} beforehand and give their directory")

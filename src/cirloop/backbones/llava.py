@@ -9,7 +9,7 @@ its tiles with padding cut off and a newline embedding after each row (the other
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from cirloop.backbones.base import (
     Grid,
@@ -26,13 +26,10 @@ from cirloop.types import UserError
 if TYPE_CHECKING:
     from PIL import Image
 
-TYPES = ("llava", "llava_next", "llava_onevision")
-
 
 class Llava(VlmEmbedder):
     """The embedder of all three; its vision tower includes the projector and the newline."""
 
-    types: ClassVar[tuple[str, ...]] = TYPES
     image_placeholder = "<image>"
 
     @staticmethod

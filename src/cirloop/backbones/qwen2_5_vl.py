@@ -7,7 +7,7 @@ a LoRA by those names alone would reach it. So `lora_modules` names the language
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 from cirloop.backbones import qwen2_vl
 
@@ -23,5 +23,3 @@ class VisionMixin(qwen2_vl.VisionMixin):
 
 class Qwen25VL(VisionMixin, qwen2_vl.QwenEmbedder):
     """The Qwen2.5-VL embedder."""
-
-    types: ClassVar[tuple[str, ...]] = ("qwen2_5_vl",)

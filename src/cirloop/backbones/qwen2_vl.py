@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from qwen_vl_utils import fetch_image, smart_resize
@@ -151,5 +151,3 @@ class QwenEmbedder(VisionMixin, VlmEmbedder):
 
 class Qwen2VL(QwenEmbedder):
     """The Qwen2-VL embedder."""
-
-    types: ClassVar[tuple[str, ...]] = ("qwen2_vl",)

@@ -7,7 +7,7 @@ layers) numbers, the merged token first.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
@@ -49,8 +49,6 @@ class VisionMixin(qwen2_vl.VisionMixin):
 
 class Qwen3VL(VisionMixin, qwen2_vl.QwenEmbedder):
     """The Qwen3-VL embedder."""
-
-    types: ClassVar[tuple[str, ...]] = ("qwen3_vl",)
 
     def vision_width(self) -> int:
         """Return how many numbers a vision token has, with DeepStack's."""

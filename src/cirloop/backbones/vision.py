@@ -13,10 +13,10 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
 
 from cirloop.artifacts.store import fingerprint
@@ -24,7 +24,7 @@ from cirloop.backbones.base import ImageFeatures, Inputs, PreparedImages, Vision
 from cirloop.backbones.patches import use_product
 from cirloop.backbones.special_tokens import Processor, escape_special_tokens, special_tokens
 from cirloop.backbones.transfer import to_device
-from cirloop.backbones.weights import resolve, weights_digest
+from cirloop.backbones.weights import load_pretrained, loading_errors, weights_digest
 from cirloop.types import UserError
 
 if TYPE_CHECKING:
@@ -37,69 +37,29 @@ VISION_PREFIXES = (
     "model.image_newline",
 )
 """Prefixes of the weights that make vision tokens of pixels, over all families."""
+WAY_OUT = "Restore the files, or download them again."
 Json: TypeAlias = dict[str, "Json"] | int | float | str | bool | None
 
 
 def load_vlm(
-    path: str,
-    dtype: str,
-    attention: str,
-    types: tuple[str, ...] = ("qwen2_vl",),
-    quantization: str = "none",
+    path: str, directory: Path, dtype: str, attention: str, quantization: str = "none"
 ) -> tuple[VisionLanguageModel, Processor, str]:
-    """Load a model, its processor and the digest of its weights.
+    """Load the model `path` of `directory`, its processor and the digest of its weights.
 
     Raises UserError where the files are not complete and consistent, or the machine lacks what
     `quantization` needs.
     """
-    directory = resolve(path, *types)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    quantized: dict[str, Any] = {}
+    options: dict[str, Any] = {"dtype": getattr(torch, dtype), "attn_implementation": attention}
     if quantization == "nf4":
-        quantized = {"quantization_config": _nf4(dtype), "device_map": {"": device}}
-    try:
-        loaded: Any = AutoModelForImageTextToText.from_pretrained(
-            directory,
-            dtype=getattr(torch, dtype),
-            attn_implementation=attention,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are reported, and refused by name
-            trust_remote_code=False,
-            use_safetensors=True,
-            **quantized,
-        )
+        options |= {"quantization_config": _nf4(dtype), "device_map": {"": device}}
+    vlm = load_pretrained(AutoModelForImageTextToText, directory, path, WAY_OUT, **options)
+    with loading_errors(path, WAY_OUT):
         processor = AutoProcessor.from_pretrained(directory, trust_remote_code=False)
-    except (SafetensorError, OSError, ValueError, ImportError) as error:
-        raise UserError(
-            f"model path {path!r} cannot be loaded: {error}\nRestore the files, or download them"
-            " again."
-        ) from None
-    vlm, info = loaded
-    _require_weights(path, vlm, info)
     _require_image_token(path, vlm, processor)
-    vlm.requires_grad_(False)
-    vlm = (vlm if quantized else vlm.to(device)).eval()
+    vlm = (vlm if quantization == "nf4" else vlm.to(device)).eval()
     use_product(vlm, path)
     return vlm, processor, weights_digest(directory)
-
-
-def _require_weights(path: str, vlm: VisionLanguageModel, info: dict[str, Any]) -> None:
-    """Raise UserError where weights were missing or had other shapes than config.json says."""
-    tied = {"lm_head.weight"} if vlm.config.tie_word_embeddings else set()
-    missing = sorted({*info["missing_keys"]} - tied)
-    if missing:
-        raise UserError(
-            f"model path {path!r} lacks weights: {', '.join(missing[:5])} ({len(missing)} in all)."
-        )
-    mismatched = [
-        f"{name} {list(shape)}, not {list(expected)}"
-        for name, shape, expected in sorted(info["mismatched_keys"])
-    ]
-    if mismatched:
-        raise UserError(
-            f"model path {path!r}: {len(mismatched)} weights do not fit config.json:"
-            f" {'; '.join(mismatched[:3])}."
-        )
 
 
 def _require_image_token(path: str, vlm: VisionLanguageModel, processor: Processor) -> None:

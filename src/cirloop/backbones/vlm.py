@@ -28,7 +28,7 @@ from cirloop.backbones.packing import check_packing, install_packed_sdpa
 from cirloop.backbones.prompts import IMAGE, PROMPT, filled, fitting
 from cirloop.backbones.vision import VISION_PREFIXES, VisionBase, load_vlm
 from cirloop.backbones.vlm_module import VlmModule
-from cirloop.backbones.weights import resolve, resolve_adapter
+from cirloop.backbones.weights import resolve_adapter
 from cirloop.types import ImageId, UserError
 
 if TYPE_CHECKING:
@@ -48,8 +48,6 @@ transformers 4.52, and the prefixes since."""
 class VlmEmbedder(VisionBase, TrainableWeights):
     """An embedder of any family; a subclass adds what its family does differently."""
 
-    types: ClassVar[tuple[str, ...]]
-    """The family's values of `model_type` in config.json."""
     image_placeholder: ClassVar[str]
     """What `{image}` in a prompt format becomes: the placeholder with the tokens that the family
     puts around it."""
@@ -59,10 +57,11 @@ class VlmEmbedder(VisionBase, TrainableWeights):
     def __init__(self, settings: VlmSettings, adapter: Path | None = None) -> None:
         self.settings = settings
         self.format = settings.load_prompt_format()
+        directory = settings.resolve_dir()
         if settings.packed:
-            check_packing(str(resolve(settings.path, *self.types)))
+            check_packing(str(directory))
         self.vlm, self.processor, self.base_digest = load_vlm(
-            settings.path, settings.dtype, settings.attention, self.types, settings.quantization
+            settings.path, directory, settings.dtype, settings.attention, settings.quantization
         )
         self._check_format()
         self.root_module = self.vlm

@@ -1,14 +1,24 @@
-"""Model directories: where they are, what is wrong with them, and the digest of their content."""
+"""Model directories: where they are, what is wrong with them, their loading, and their digest."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from safetensors import SafetensorError
 
 from cirloop.artifacts.store import file_digest, fingerprint
 from cirloop.io import parse
 from cirloop.types import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+    from cirloop.backbones.base import VisionLanguageModel
 
 TINY = "tiny"
 LORA_CONFIG = "adapter_config.json"
@@ -17,6 +27,7 @@ PARTS_CONFIG = "parts.json"
 PARTS_WEIGHTS = "parts.safetensors"
 SUFFIXES = (".json", ".safetensors", ".txt", ".jinja", ".model")
 """Suffixes of files that decide a model's output."""
+_PATTERNS = tuple(f"*{suffix}" for suffix in SUFFIXES)
 _NEEDED = ("config.json", "tokenizer_config.json", "preprocessor_config.json")
 
 
@@ -33,7 +44,7 @@ def resolve(path: str, *model_types: str) -> Path:
                 f"model path {path!r} does not exist{_search_place(path)}. Give a directory, a hub"
                 f" name such as Qwen/Qwen2-VL-2B-Instruct, or `{TINY}`, the embedded model."
             )
-        directory = _download(path)
+        directory = download(path)
     if not directory.is_dir():
         raise UserError(f"model path {path!r} is not a directory.")
     problems = _problems(directory, model_types)
@@ -99,7 +110,7 @@ def resolve_adapter(path: str) -> Path:
             raise UserError(
                 f"model.start_adapter {path!r} does not exist. Give a directory or a hub name."
             )
-        directory = _download(path)
+        directory = download(path)
     lacks = [name for name in (LORA_CONFIG, LORA_WEIGHTS) if not (directory / name).is_file()]
     if lacks:
         raise UserError(
@@ -125,19 +136,76 @@ def is_adapter(directory: Path) -> bool:
     return any((directory / name).is_file() for name in (LORA_CONFIG, PARTS_CONFIG))
 
 
-def _download(name: str) -> Path:
-    """Download a model. Raises UserError where the hub does not give it."""
+def download(
+    name: str,
+    patterns: Sequence[str] = _PATTERNS,
+    way_out: str = f"download it beforehand, or use `{TINY}`, the embedded model",
+) -> Path:
+    """Download files of a model. Raises UserError where the hub does not give them."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=[f"*{suffix}" for suffix in SUFFIXES]))
+        return Path(snapshot_download(name, allow_patterns=[*patterns]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(
             f"model path {name!r} is neither a directory here nor to be had from the hub"
-            f" ({type(error).__name__}). Check the name and the network, download it beforehand, or"
-            f" use `{TINY}`, the embedded model."
+            f" ({type(error).__name__}). Check the name and the network, {way_out}."
         ) from None
+
+
+@contextmanager
+def loading_errors(path: str, way_out: str) -> Iterator[None]:
+    """Raise UserError with what transformers says of files that it cannot load."""
+    try:
+        yield
+    except (SafetensorError, OSError, ValueError, ImportError) as error:
+        raise UserError(f"model path {path!r} cannot be loaded: {error}\n{way_out}") from None
+
+
+def load_pretrained(
+    kind: type[VisionLanguageModel],
+    directory: Path,
+    path: str,
+    way_out: str,
+    may_lack: tuple[str, ...] = (),
+    **options: object,
+) -> VisionLanguageModel:
+    """Load a model by its class in transformers, or an `Auto` class, frozen.
+
+    Raises UserError where a file cannot be read, a weight is missing whose name does not begin with
+    one of `may_lack`, or a weight has another shape than config.json says.
+    """
+    with loading_errors(path, way_out):
+        model, info = kind.from_pretrained(
+            directory,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are reported, and refused by name
+            trust_remote_code=False,
+            use_safetensors=True,
+            **options,
+        )
+    wrong = [f"no {name}" for name in sorted(info["missing_keys"]) if not name.startswith(may_lack)]
+    wrong += [
+        f"{name} {list(shape)}, not {list(expected)}"
+        for name, shape, expected in sorted(info["mismatched_keys"])
+    ]
+    if wrong:
+        raise UserError(
+            f"model path {path!r}: {len(wrong)} weights do not fit config.json:"
+            f" {'; '.join(wrong[:5])}. {way_out}"
+        )
+    return model.requires_grad_(requires_grad=False)
+
+
+def differing(state: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> list[str]:
+    """Return the names of weights that only one of both has, and the shapes that are not as
+    expected."""
+    return sorted(state.keys() ^ expected.keys()) + [
+        f"{name} {list(state[name].shape)}, not {list(value.shape)}"
+        for name, value in expected.items()
+        if name in state and state[name].shape != value.shape
+    ]
 
 
 @cache

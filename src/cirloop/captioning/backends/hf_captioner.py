@@ -5,19 +5,18 @@ Any image-text-to-text model of transformers, and LLaVA.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
-from safetensors import SafetensorError
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from cirloop.artifacts.store import fingerprint
 from cirloop.backbones.base import VisionLanguageModel
 from cirloop.backbones.special_tokens import Processor, special_tokens
+from cirloop.backbones.weights import load_pretrained, loading_errors
 from cirloop.captioning.base import (
     Answer,
     CaptionRequest,
@@ -38,6 +37,7 @@ if TYPE_CHECKING:
     from cirloop.backbones.vlm import VlmEmbedder
     from cirloop.captioning.foundation import GenericFoundation, LlavaFoundation
 
+WAY_OUT = "Give an image-text-to-text model that transformers knows, or restore its files."
 WHITE = (255, 255, 255)
 MAX_ASPECT_RATIO = 200
 """Largest ratio of an image's sides: the image processors of Qwen's families take no more."""
@@ -73,21 +73,9 @@ def side_by_side(left: Image.Image, right: Image.Image, square: bool) -> Image.I
     return canvas
 
 
-@contextmanager
-def loading_errors(path: str) -> Iterator[None]:
-    """Raise UserError with what transformers says of a model that it cannot load."""
-    try:
-        yield
-    except (SafetensorError, OSError, ValueError, ImportError) as error:
-        raise UserError(
-            f"foundation.path {path!r} cannot be loaded: {error}\nGive an image-text-to-text model"
-            " that transformers knows, or restore its files."
-        ) from None
-
-
 def chat_processor(path: str, directory: Path) -> Processor:
     """Load the processor of a model directory. Raises UserError without a chat template."""
-    with loading_errors(path):
+    with loading_errors(path, WAY_OUT):
         processor: Processor = AutoProcessor.from_pretrained(directory, trust_remote_code=False)
     if not getattr(processor, "chat_template", None):
         raise UserError(
@@ -123,28 +111,19 @@ class HFCaptioner:
         self._yes_ids, self._no_ids = yes_no_token_ids(self.processor)
 
     def _load(self, directory: Path) -> VisionLanguageModel:
-        with loading_errors(self.name):
-            loaded: Any = AutoModelForImageTextToText.from_pretrained(
-                directory,
-                dtype=getattr(torch, self.settings.dtype),
-                attn_implementation=self.settings.attention,
-                output_loading_info=True,
-                trust_remote_code=False,
-                use_safetensors=True,
-            )
-        model, info = loaded
-        missing = sorted(info["missing_keys"])
-        if missing:
-            raise UserError(
-                f"foundation.path {self.name!r} lacks weights: {', '.join(missing[:5])}"
-                f" ({len(missing)})."
-            )
+        model = load_pretrained(
+            AutoModelForImageTextToText,
+            directory,
+            self.name,
+            WAY_OUT,
+            dtype=getattr(torch, self.settings.dtype),
+            attn_implementation=self.settings.attention,
+        )
         if model.config.is_encoder_decoder:
             raise UserError(
                 f"foundation.path {self.name!r} is an encoder-decoder model; a decoder with a chat"
                 " is needed."
             )
-        model.requires_grad_(False)
         return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
     @property

@@ -56,7 +56,7 @@ class QwenVLCaptioner(qwen2_vl.VisionMixin):
             self.base_digest = self.shared_embedder.base_digest
         else:
             self.vlm, self.processor, self.base_digest = load_vlm(
-                settings.path, settings.dtype, settings.attention, (settings.type,)
+                settings.path, settings.resolve_dir(), settings.dtype, settings.attention
             )
         self.end_ids = end_token_ids(self.vlm, self.name)
         layer_types = getattr(self.vlm.config.text_config, "layer_types", None) or []
