@@ -11,10 +11,8 @@ import pytest
 from PIL import Image
 
 from cirloop.data.config import JsonlSettings
-from cirloop.data.jsonl import load_queries
 from cirloop.data.paths import DataPaths
 from cirloop.types import ImageId, UserError
-from cirloop.validation import ValidationReport
 
 LINE = {"reference": "a.png", "text": "in blue", "target": "sub/b.png"}
 
@@ -176,8 +174,7 @@ WRONG: dict[str, tuple[list[Any], str]] = {
 @pytest.mark.parametrize("name", WRONG)
 def test_each_mistake_is_named(name: str, tmp_path: Path) -> None:
     lines, message = WRONG[name]
-    problems = ValidationReport()
-    load_queries(folder(tmp_path, lines), JsonlSettings(), "val", problems)
+    _, problems = JsonlSettings().read(folder(tmp_path, lines), "val")
     assert message in "\n".join(f"{row.where}: {row.what}" for row in problems.rows)
 
 

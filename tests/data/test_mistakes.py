@@ -15,7 +15,7 @@ from PIL import Image
 
 from cirloop.captioning.foundation import TemplateFoundation
 from cirloop.config.run import RunConfig
-from cirloop.data import own, splits
+from cirloop.data import splits
 from cirloop.data.cirr import CirrSettings
 from cirloop.data.huggingface import Columns, HuggingFaceSettings
 from cirloop.data.jsonl import JsonlSettings
@@ -39,7 +39,6 @@ def lines(rows: list[Any]) -> str:
 def data(tmp_path: Path) -> Path:
     """Six images and as many triplets, for training and for evaluation."""
     splits.warn_once.cache_clear()
-    own.warn_once.cache_clear()
     (tmp_path / "data" / "images").mkdir(parents=True)
     for number in range(6):
         picture = Image.new("RGB", (32, 32), (40 * number, 0, 0))

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from cirloop.data import own
+from cirloop.data import splits
 from cirloop.data.jsonl import JsonlSettings
 from cirloop.data.paths import DataPaths
 from cirloop.tools.import_table import columns
@@ -40,7 +40,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (32, 32), (30 * number, 0, 0)).save(tmp_path / "photos" / name)
     monkeypatch.chdir(tmp_path)
-    own.warn_once.cache_clear()
+    splits.warn_once.cache_clear()
     return tmp_path
 
 

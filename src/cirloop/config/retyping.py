@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
-from cirloop.data.dataset import FileSettings
+from cirloop.data.splits import FileSettings
 
 logger = logging.getLogger(__name__)
 COMMON = {

@@ -8,13 +8,11 @@ part of the query: it says what the images have in common.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from cirloop.data.dataset import Dataset, FileSettings
 from cirloop.data.paths import DataPaths
-from cirloop.data.splits import QueryFiles, file_dataset, warn_blank_texts
+from cirloop.data.splits import FileSettings, QueryFiles, ReadSplit, warn_blank_texts
 from cirloop.data.trained_on import TrainedOn, train_split_of
 from cirloop.types import (
     EvalProtocol,
@@ -49,10 +47,21 @@ class CircoSettings(FileSettings):
     train: TrainedOn | None = None
     """The data set to train on; its files are under --train_dir."""
 
-    def build(self, data_paths: DataPaths) -> Dataset:
-        return load(
-            self.allow_missing_images, train_split_of("circo", self.train, data_paths), data_paths
+    def read(self, directory: Path, split: str) -> tuple[QueryFiles, ValidationReport]:
+        """Read val or test, with the images of COCO2017_unlabeled/unlabeled2017."""
+        problems = ValidationReport(
+            f"Put CIRCO and COCO's list of images under --data_dir {directory}; see"
+            " docs/datasets.md."
         )
+        [part] = load_queries(directory, split, problems)
+        if part.gallery is None and not (directory / LIST).exists():
+            problems.add(directory / LIST, "there is no such file")
+        images = part.gallery.ids if part.gallery else ()
+        folder = directory / "COCO2017_unlabeled" / "unlabeled2017"
+        return [(part, {image: folder / f"{int(image):012d}.jpg" for image in images})], problems
+
+    def load_train(self, read: ReadSplit, data_paths: DataPaths) -> TrainSplit:
+        return train_split_of(self.type, self.train, data_paths)
 
 
 def gallery(directory: Path, problems: ValidationReport) -> Gallery | None:
@@ -126,26 +135,3 @@ def _check_answers(
         problems.add(where, f"target_img_id {target} is not among gt_img_ids")
     if len(set(right)) < len(right):
         problems.add(where, "gt_img_ids holds an image more than once")
-
-
-def load(
-    allow_missing_images: int, load_train: Callable[[], TrainSplit], data_paths: DataPaths
-) -> Dataset:
-    """Define val and test with the images of COCO2017_unlabeled/unlabeled2017, and another data
-    set's training split."""
-    directory = data_paths.require_dir("circo")
-    folder = directory / "COCO2017_unlabeled" / "unlabeled2017"
-
-    def read(split: str) -> tuple[QueryFiles, ValidationReport]:
-        problems = ValidationReport(
-            f"Put CIRCO and COCO's list of images under --data_dir {directory}; see"
-            " docs/datasets.md."
-        )
-        [part] = load_queries(directory, split, problems)
-        if part.gallery is None and not (directory / LIST).exists():
-            problems.add(directory / LIST, "there is no such file")
-        images = part.gallery.ids if part.gallery else ()
-        files = {image: folder / f"{int(image):012d}.jpg" for image in images}
-        return [(part, files)], problems
-
-    return file_dataset("circo", read, allow_missing_images, data_paths, load_train=load_train)

@@ -12,10 +12,8 @@ from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from cirloop.data.dataset import Dataset, FileSettings
 from cirloop.data.images import escapes_root
-from cirloop.data.paths import DataPaths
-from cirloop.data.splits import QueryFiles, file_dataset, warn_blank_texts
+from cirloop.data.splits import FileSettings, QueryFiles, warn_blank_texts
 from cirloop.types import (
     EvalProtocol,
     Gallery,
@@ -44,8 +42,18 @@ class CirrSettings(FileSettings):
     type: Literal["cirr"] = "cirr"
     protocol: ClassVar[EvalProtocol] = PROTOCOL
 
-    def build(self, data_paths: DataPaths) -> Dataset:
-        return load(self.allow_missing_images, data_paths)
+    def read(self, directory: Path, split: str) -> tuple[QueryFiles, ValidationReport]:
+        """Read train, val or test1, with images at the paths of the split files, under `img_raw/`
+        or beside it."""
+        problems = ValidationReport(
+            f"Put CIRR's annotations (rc2) under --data_dir {directory}; docs/datasets.md has the"
+            " layout."
+        )
+        raw = directory / "img_raw"
+        image_root = raw if raw.is_dir() else directory
+        names = image_files(directory, split, ValidationReport())
+        files = {image: image_root / path for image, path in names.items()}
+        return [(part, files) for part in load_queries(directory, split, problems)], problems
 
 
 def image_files(directory: Path, split: str, problems: ValidationReport) -> dict[ImageId, str]:
@@ -138,22 +146,3 @@ def _members(entry: Entry, problems: ValidationReport) -> list[str]:
             entry.where, f"img_set must have six different members, found {len(set(members))}"
         )
     return members
-
-
-def load(allow_missing_images: int, data_paths: DataPaths) -> Dataset:
-    """Define train, val and test1, with images at the paths of the split files, under `img_raw/`
-    or beside it."""
-    directory = data_paths.require_dir("cirr")
-    raw = directory / "img_raw"
-    image_root = raw if raw.is_dir() else directory
-
-    def read(split: str) -> tuple[QueryFiles, ValidationReport]:
-        problems = ValidationReport(
-            f"Put CIRR's annotations (rc2) under --data_dir {directory}; docs/datasets.md has the"
-            " layout."
-        )
-        names = image_files(directory, split, ValidationReport())
-        files = {image: image_root / path for image, path in names.items()}
-        return [(part, files) for part in load_queries(directory, split, problems)], problems
-
-    return file_dataset("cirr", read, allow_missing_images, data_paths)

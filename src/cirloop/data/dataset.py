@@ -7,8 +7,6 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar, TypeVar
 
-from pydantic import Field
-
 from cirloop.artifacts.store import fingerprint
 from cirloop.config.base import Settings
 from cirloop.data.images import GreyImages
@@ -41,14 +39,6 @@ class DatasetSettings(Settings):
         """Define the data set, whose splits load on first use. Raises UserError where its files are
         missing."""
         raise NotImplementedError
-
-
-class FileSettings(DatasetSettings):
-    """Settings that data sets from files share."""
-
-    allow_missing_images: int = Field(0, ge=0)
-    """Images of a split that may be missing or damaged. Queries that need one are dropped, every
-    result says so."""
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from cirloop.data.dataset import Dataset, FileSettings
 from cirloop.data.images import escapes_root
-from cirloop.data.paths import DataPaths
-from cirloop.data.splits import QueryFiles, file_dataset, warn_blank_texts
+from cirloop.data.splits import FileSettings, QueryFiles, warn_blank_texts
 from cirloop.types import (
     EvalProtocol,
     Gallery,
@@ -61,8 +59,14 @@ class FashionIQSettings(FileSettings):
     """What is ranked at evaluation: every image of the split, or the references and targets of the
     queries."""
 
-    def build(self, data_paths: DataPaths) -> Dataset:
-        return load(self.categories, self.gallery, self.allow_missing_images, data_paths)
+    def read(self, directory: Path, split: str) -> tuple[QueryFiles, ValidationReport]:
+        problems = ValidationReport(
+            f"Put FashionIQ's annotations under --data_dir {directory}; docs/datasets.md has the"
+            " layout."
+        )
+        kind = self.gallery if split != "train" else "original"
+        parts = load_queries(directory, split, problems, self.categories, kind)
+        return [(part, _gallery_files(directory, part)) for part in parts], problems
 
 
 def join_captions(captions: Sequence[str]) -> str:
@@ -167,24 +171,6 @@ def image_paths(directory: Path, images: Iterable[ImageId], category: str) -> di
             if path.suffix.lower() in (".png", ".jpg", ".jpeg"):
                 by_stem[path.stem] = path
     return {image: by_stem.get(image, directory / "images" / f"{image}.png") for image in images}
-
-
-def load(
-    categories: Sequence[str], kind: GalleryKind, allow_missing_images: int, data_paths: DataPaths
-) -> Dataset:
-    """Define train over the categories together, and val and test of each category."""
-    directory = data_paths.require_dir("fashioniq")
-
-    def read(split: str) -> tuple[QueryFiles, ValidationReport]:
-        problems = ValidationReport(
-            f"Put FashionIQ's annotations under --data_dir {directory}; docs/datasets.md has the"
-            " layout."
-        )
-        gallery_kind = kind if split != "train" else "original"
-        parts = load_queries(directory, split, problems, categories, gallery_kind)
-        return [(part, _gallery_files(directory, part)) for part in parts], problems
-
-    return file_dataset("fashioniq", read, allow_missing_images, data_paths)
 
 
 def _gallery_files(directory: Path, part: LabeledQueries) -> dict[ImageId, Path]:

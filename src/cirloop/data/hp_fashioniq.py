@@ -12,15 +12,14 @@ evaluation.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, Literal
 
 from cirloop.data import fashioniq
-from cirloop.data.dataset import Dataset, FileSettings
 from cirloop.data.images import escapes_root
 from cirloop.data.paths import DataPaths
-from cirloop.data.splits import QueryFiles, file_dataset, warn_blank_texts
+from cirloop.data.splits import FileSettings, QueryFiles, ReadSplit, warn_blank_texts
 from cirloop.data.trained_on import TrainedOn, train_split_of
 from cirloop.types import (
     EvalProtocol,
@@ -51,14 +50,27 @@ class HpFashionIQSettings(FileSettings):
 
     type: Literal["hp_fashioniq"] = "hp_fashioniq"
     protocol: ClassVar[EvalProtocol] = PROTOCOL
+    eval_names = ("val",)
     file: str = "hpfiq.json"
     """The annotations, under --data_dir."""
     train: TrainedOn | None = fashioniq.FashionIQSettings()
     """The data set to train on; its files are under --train_dir, by default --data_dir."""
 
-    def build(self, data_paths: DataPaths) -> Dataset:
-        load_train = train_split_of("hp_fashioniq", self.train, data_paths)
-        return load(self.file, self.allow_missing_images, load_train, data_paths)
+    def read(self, directory: Path, split: str) -> tuple[QueryFiles, ValidationReport]:
+        """Read the questions, with FashionIQ's images."""
+        problems = ValidationReport(
+            f"Put {self.file} and FashionIQ's images under --data_dir {directory}; see"
+            " docs/datasets.md."
+        )
+        part, categories = load_queries(directory, self.file, problems)
+        files: dict[ImageId, Path] = {}
+        for category in sorted(set(categories.values())):
+            images = [image for image, of in categories.items() if of == category]
+            files |= fashioniq.image_paths(directory, images, category)
+        return [(part, files)], problems
+
+    def load_train(self, read: ReadSplit, data_paths: DataPaths) -> TrainSplit:
+        return train_split_of(self.type, self.train, data_paths)
 
 
 def restore_captions(sentence: str) -> str:
@@ -173,28 +185,3 @@ def _images(
         categories.setdefault(ImageId(path.stem), path.parent.name)
         images.append(ImageId(path.stem))
     return tuple(images)
-
-
-def load(
-    file: str,
-    allow_missing_images: int,
-    load_train: Callable[[], TrainSplit],
-    data_paths: DataPaths,
-) -> Dataset:
-    """Define val with FashionIQ's images, and another data set's training split."""
-    directory = data_paths.require_dir("hp_fashioniq")
-
-    def read(split: str) -> tuple[QueryFiles, ValidationReport]:
-        problems = ValidationReport(
-            f"Put {file} and FashionIQ's images under --data_dir {directory}; see docs/datasets.md."
-        )
-        part, categories = load_queries(directory, file, problems)
-        files: dict[ImageId, Path] = {}
-        for category in sorted(set(categories.values())):
-            images = [image for image, of in categories.items() if of == category]
-            files |= fashioniq.image_paths(directory, images, category)
-        return [(part, files)], problems
-
-    return file_dataset(
-        "hp_fashioniq", read, allow_missing_images, data_paths, ("val",), load_train
-    )

@@ -12,16 +12,16 @@ import hashlib
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal
 
 from cirloop.config.base import Settings
 from cirloop.data import own, triplets
-from cirloop.data.dataset import Dataset, FileSettings
 from cirloop.data.images import ImageFile, InlineImage
 from cirloop.data.names import nfc
 from cirloop.data.paths import DataPaths
-from cirloop.data.splits import QueryFiles, file_dataset
+from cirloop.data.splits import FileSettings, QueryFiles, ReadSplit
 from cirloop.data.tables import COLUMNS, ImageCell, Table, Tables
 from cirloop.types import EvalProtocol, ImageId, LabeledQueries
 from cirloop.validation import Entry, ValidationReport
@@ -90,8 +90,20 @@ class HuggingFaceSettings(FileSettings):
     allow_symlinks: bool = False
     """Follow links to folders among the images; links to files are always followed."""
 
-    def build(self, data_paths: DataPaths) -> Dataset:
-        return load(self, data_paths)
+    def reader(self, data_paths: DataPaths) -> ReadSplit:
+        return partial(_read, self, Tables(self, data_paths), data_paths)
+
+
+def _read(
+    settings: HuggingFaceSettings, tables: Tables, data_paths: DataPaths, split: str
+) -> tuple[QueryFiles, ValidationReport]:
+    problems = ValidationReport(
+        f"The settings under `data` say what is where in {tables.name}; see docs/datasets.md."
+    )
+    parts, files = load_queries(settings, tables, split, data_paths, problems)
+    if settings.images is None:
+        _refuse_outside(files.values(), data_paths.directory, problems)
+    return [(part, files) for part in parts], problems
 
 
 def holds_images(table: Table, column: str) -> bool:
@@ -278,19 +290,3 @@ def _refuse_outside(
 
 def _is_inside(file: Path, roots: Iterable[str]) -> bool:
     return any(Path(os.path.abspath(file)).is_relative_to(root) for root in roots)
-
-
-def load(settings: HuggingFaceSettings, data_paths: DataPaths) -> Dataset:
-    """Define train, val and test by the splits that `settings` names."""
-    tables = Tables(settings, data_paths)
-
-    def read(split: str) -> tuple[QueryFiles, ValidationReport]:
-        problems = ValidationReport(
-            f"The settings under `data` say what is where in {tables.name}; see docs/datasets.md."
-        )
-        parts, files = load_queries(settings, tables, split, data_paths, problems)
-        if settings.images is None:
-            _refuse_outside(files.values(), data_paths.directory, problems)
-        return [(part, files) for part in parts], problems
-
-    return file_dataset("huggingface", read, settings.allow_missing_images, data_paths)

@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from cirloop.data import own, triplets
-from cirloop.data.dataset import Dataset, FileSettings
 from cirloop.data.folder import scan_folder
 from cirloop.data.images import ImageFile, escapes_root
 from cirloop.data.names import normalize_name
 from cirloop.data.paths import DataPaths
-from cirloop.data.splits import QueryFiles, file_dataset
-from cirloop.types import EvalProtocol, ImageId, LabeledQueries, UserError
+from cirloop.data.splits import FileSettings, QueryFiles, ReadSplit
+from cirloop.types import EvalProtocol, ImageId, UserError
 from cirloop.validation import ValidationReport
 
 
@@ -41,8 +40,33 @@ class JsonlSettings(FileSettings):
     allow_symlinks: bool = False
     """Follow links to folders among the images; links to files are always followed."""
 
-    def build(self, data_paths: DataPaths) -> Dataset:
-        return load(self, data_paths)
+    def reader(self, data_paths: DataPaths) -> ReadSplit:
+        try:
+            return super().reader(data_paths)
+        except UserError as error:
+            misspelt = data_paths.directory is not None and not data_paths.directory.exists()
+            raise UserError(str(error) if misspelt else f"{error} {own.TABLE}") from None
+
+    def read(self, directory: Path, split: str) -> tuple[QueryFiles, ValidationReport]:
+        """Read the queries of `split`, by category if its lines have one, and its image files."""
+        problems = ValidationReport(
+            f"Put {split} right under --data_dir {directory} (docs/datasets.md). cirloop import"
+            " makes it from a table, and finds images under other spellings (docs/own-data.md)."
+        )
+        files = gallery_files(directory, self, problems)
+        path = own.path_on_disk(directory / getattr(self, split))
+        folder = own.path_on_disk(directory / self.images)
+        if not os.path.lexists(path):
+            own.report_missing_file(path, f"data.{split}", problems)
+            return [], problems
+        entries = own.normalize_names(problems.json_lines(path), folder)
+        if self.gallery is None and files:
+            files = own.with_named_images(files, folder, entries)
+        unique = own.deduplicate(files, folder)
+        parts = triplets.load_queries(
+            entries, unique.files, "jsonl", split, path, problems, unique.copy_of
+        )
+        return [(part, unique.files) for part in parts], problems
 
 
 def gallery_files(
@@ -65,42 +89,3 @@ def gallery_files(
     files = scan_folder(folder, settings.allow_symlinks, ValidationReport()).files
     inside = [ImageId(name) for name in names if not escapes_root(name)]
     return {image: files.get(image, folder / image) for image in inside}
-
-
-def load_queries(
-    directory: Path, settings: JsonlSettings, split: str, problems: ValidationReport
-) -> tuple[list[LabeledQueries], dict[ImageId, ImageFile]]:
-    """Read the queries of `split`, by category if its lines have one, and its image files."""
-    files = gallery_files(directory, settings, problems)
-    path = own.path_on_disk(directory / getattr(settings, split))
-    folder = own.path_on_disk(directory / settings.images)
-    if not os.path.lexists(path):
-        own.report_missing_file(path, f"data.{split}", problems)
-        return [], files
-    entries = own.normalize_names(problems.json_lines(path), folder)
-    if settings.gallery is None and files:
-        files = own.with_named_images(files, folder, entries)
-    unique = own.deduplicate(files, folder)
-    parts = triplets.load_queries(
-        entries, unique.files, "jsonl", split, path, problems, unique.copy_of
-    )
-    return parts, unique.files
-
-
-def load(settings: JsonlSettings, data_paths: DataPaths) -> Dataset:
-    """Define train, val and test by the files that `settings` names."""
-    try:
-        directory = data_paths.require_dir("jsonl")
-    except UserError as error:
-        misspelt = data_paths.directory is not None and not data_paths.directory.exists()
-        raise UserError(str(error) if misspelt else f"{error} {own.TABLE}") from None
-
-    def read(split: str) -> tuple[QueryFiles, ValidationReport]:
-        problems = ValidationReport(
-            f"Put {split} right under --data_dir {directory} (docs/datasets.md). cirloop import"
-            " makes it from a table, and finds images under other spellings (docs/own-data.md)."
-        )
-        parts, files = load_queries(directory, settings, split, problems)
-        return [(part, files) for part in parts], problems
-
-    return file_dataset("jsonl", read, settings.allow_missing_images, data_paths)

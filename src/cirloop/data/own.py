@@ -17,6 +17,7 @@ from cirloop.data import triplets
 from cirloop.data.folder import UNSUPPORTED, image_suffixes, scan_folder
 from cirloop.data.images import BadImage, ImageFile, decode, escapes_root
 from cirloop.data.names import find_copies, nfc, normalize_name
+from cirloop.data.splits import warn_once
 from cirloop.io import parse
 from cirloop.types import ImageId, UserError
 from cirloop.validation import Entry, ValidationReport
@@ -207,12 +208,6 @@ def how_to_start(place: Path) -> str:
         f" table: cirloop import {table or 'triplets.csv'} --images {images or 'photos'} --val 0.2"
         " --output own; then: cirloop train --dataset_name jsonl --data_dir own (docs/own-data.md)"
     )
-
-
-@cache
-def warn_once(note: str) -> None:
-    """Warn once."""
-    logger.warning("%s", note)
 
 
 @cache

@@ -13,8 +13,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
+from typing import ClassVar
 
-from cirloop.data.dataset import Dataset
+from pydantic import Field
+
+from cirloop.data.dataset import Dataset, DatasetSettings
 from cirloop.data.images import NOT_THERE, FileImages
 from cirloop.data.names import NameMatcher
 from cirloop.data.paths import DataPaths, Files
@@ -28,29 +31,39 @@ ReadSplit = Callable[[str], tuple[QueryFiles, ValidationReport]]
 """Read the annotations of a split by its name; the problems say what is wrong with them."""
 
 
-def file_dataset(
-    name: str,
-    read: ReadSplit,
-    allow: int,
-    data_paths: DataPaths,
-    eval_names: Sequence[str] = ("val", "test"),
-    load_train: Callable[[], TrainSplit] | None = None,
-) -> Dataset:
-    """Define a data set by the reader of its splits. `allow` images of a split may be missing.
+class FileSettings(DatasetSettings):
+    """Settings that data sets from files share. Each has a `read` for its own layout."""
 
-    `load_train` takes the place of the split `train` where a benchmark has none.
-    """
+    eval_names: ClassVar[tuple[str, ...]] = ("val", "test")
+    """The evaluation splits."""
+    allow_missing_images: int = Field(0, ge=0)
+    """Images of a split that may be missing or damaged. Queries that need one are dropped, every
+    result says so."""
 
-    def own_train() -> TrainSplit:
+    def build(self, data_paths: DataPaths) -> Dataset:
+        read = self.reader(data_paths)
+        evals = {name: partial(self.load_eval, read, name, data_paths) for name in self.eval_names}
+        return Dataset(self.type, partial(self.load_train, read, data_paths), evals)
+
+    def reader(self, data_paths: DataPaths) -> ReadSplit:
+        """Return the reader of the splits. Raises UserError where the files are missing."""
+        return partial(self.read, data_paths.require_dir(self.type))
+
+    def read(self, directory: Path, split: str) -> tuple[QueryFiles, ValidationReport]:
+        """Read the annotations of a split; the problems say what is wrong with them."""
+        raise NotImplementedError
+
+    def load_train(self, read: ReadSplit, data_paths: DataPaths) -> TrainSplit:
+        """Load the training split."""
         parts, problems = read("train")
-        return build_train_split(parts, allow, data_paths, problems)
+        return build_train_split(parts, self.allow_missing_images, data_paths, problems)
 
-    def load_eval(split: str) -> tuple[EvalSplit, ...]:
+    def load_eval(
+        self, read: ReadSplit, split: str, data_paths: DataPaths
+    ) -> tuple[EvalSplit, ...]:
+        """Load an evaluation split, one part per category."""
         parts, problems = read(split)
-        return build_eval_splits(parts, allow, data_paths, problems)
-
-    evals = {split: partial(load_eval, split) for split in eval_names}
-    return Dataset(name, load_train or own_train, evals)
+        return build_eval_splits(parts, self.allow_missing_images, data_paths, problems)
 
 
 def official_size_warning(part: LabeledQueries) -> str:

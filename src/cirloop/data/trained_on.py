@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Annotated
 
 from pydantic import Field
@@ -21,19 +20,13 @@ TrainedOn = Annotated[
 """What a benchmark without a training split can be trained on."""
 
 
-def train_split_of(
-    name: str, settings: TrainedOn | None, data_paths: DataPaths
-) -> Callable[[], TrainSplit]:
-    """Return a loader of the training split of `settings`; `name` is for the error where these are
-    None."""
-
-    def load_train() -> TrainSplit:
-        if settings is None:
-            raise UserError(
-                f"{name} has no training split. Name the data set to train on by --data.train.type"
-                " and its files by --train_dir, or train on another data set and evaluate that run"
-                f" by eval_iterative.py --eval_dataset {name}_val --data_dir DIR."
-            )
-        return settings.build(data_paths.for_training()).train
-
-    return load_train
+def train_split_of(name: str, settings: TrainedOn | None, data_paths: DataPaths) -> TrainSplit:
+    """Load the training split of `settings`. Raises UserError, with the benchmark's `name`, where
+    these are None."""
+    if settings is None:
+        raise UserError(
+            f"{name} has no training split. Name the data set to train on by --data.train.type"
+            " and its files by --train_dir, or train on another data set and evaluate that run"
+            f" by eval_iterative.py --eval_dataset {name}_val --data_dir DIR."
+        )
+    return settings.build(data_paths.for_training()).train

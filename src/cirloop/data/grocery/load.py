@@ -12,9 +12,8 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from importlib.resources import files
 from pathlib import Path, PurePosixPath
 from random import Random
@@ -31,11 +30,10 @@ from cirloop.data.catalogue import (
     read_items,
     read_phrases,
 )
-from cirloop.data.dataset import Dataset, FileSettings
 from cirloop.data.grocery.edits import DrawnQuery, draw_queries, kind_of, usable_edits
 from cirloop.data.images import escapes_root
 from cirloop.data.paths import DataPaths
-from cirloop.data.splits import QueryFiles, build_train_split, file_dataset
+from cirloop.data.splits import FileSettings, QueryFiles, ReadSplit
 from cirloop.types import (
     EvalProtocol,
     Gallery,
@@ -81,86 +79,19 @@ class GrocerySettings(FileSettings):
     phrases: Path | None = None
     """Words for the changes, under `both`, `train` and `evaluation`; None: the packaged file."""
 
-    def build(self, data_paths: DataPaths) -> Dataset:
-        return Grocery(self, data_paths).dataset()
-
-
-@dataclass(frozen=True)
-class GroceryOracle:
-    """Exact knowledge of right answers, from the products' attributes."""
-
-    catalogue: AttributeCatalogue
-    images: Sequence[ImageId]
-
-    def positives(self, query: Query) -> frozenset[ImageId]:
-        return frozenset(self.catalogue.right(query.reference, query.text, self.images))
-
-    def text_is_true(self, reference: ImageId, text: str, image: ImageId) -> bool:
-        return self.catalogue.is_true(reference, text, image)
-
-    def distance(self, reference: ImageId, image: ImageId) -> int:
-        items = self.catalogue.items
-        return len(changes(items.attributes(reference) or {}, items.attributes(image) or {}))
-
-
-@dataclass(frozen=True)
-class Grocery:
-    """The data set of some settings."""
-
-    settings: GrocerySettings
-    data_paths: DataPaths
-
-    @cached_property
-    def directory(self) -> Path:
-        """The folder of train.txt: `dataset` in a clone of the repository, or that folder."""
-        directory = self.data_paths.require_dir("grocery")
+    def read(self, directory: Path, split: str) -> tuple[QueryFiles, ValidationReport]:
+        """Read the photographs of a split, and draw its queries. train.txt is in `dataset` in a
+        clone of the repository, or in the directory itself."""
         below = directory / "dataset"
-        return below if below.is_dir() else directory
-
-    @cached_property
-    def products(self) -> dict[str, dict[str, str]]:
-        """What each class is."""
-        return read_items(self.settings.attributes or _packaged(ATTRIBUTES))
-
-    def phrasebook(self, *styles: str) -> Phrasebook:
-        """Read the phrases of some styles. Raises UserError for one that says what stays."""
-        path = self.settings.phrases or _packaged(PHRASES)
-        phrasebook = read_phrases(path, ("both", *styles))
-        for phrase in phrasebook.phrases:
-            if set(SLOT.findall(phrase.text)) - dict(phrase.changes).keys():
-                raise UserError(
-                    f"{path}: {phrase.text!r} has a slot of what stays or was there. A text alone"
-                    " must leave the product open: name new values of the key's attributes only."
-                )
-        return phrasebook
-
-    def dataset(self) -> Dataset:
-        allow = self.settings.allow_missing_images
-        self.directory  # noqa: B018, raises where there is none
-        return file_dataset(
-            "grocery", self.read, allow, self.data_paths, load_train=self.load_train
-        )
-
-    def load_train(self) -> TrainSplit:
-        parts, problems = self.read("train")
-        allow = self.settings.allow_missing_images
-        split = build_train_split(parts, allow, self.data_paths, problems)
-        folders = {PurePosixPath(image).parent for image in split.gallery.ids}
-        items = Items({str(folder): self.products[folder.name] for folder in folders})
-        everything = AttributeCatalogue(items, self.phrasebook("train", "evaluation"))
-        learned = AttributeCatalogue(items, learn_phrases(split.triplets, items))
-        oracle = GroceryOracle(everything, split.gallery.ids)
-        return replace(split, oracle=oracle, catalogue=learned)
-
-    def read(self, split: str) -> tuple[QueryFiles, ValidationReport]:
+        root = below if below.is_dir() else directory
         problems = ValidationReport(
-            f"Put GroceryStoreDataset under --data_dir {self.directory}; docs/photographs.md has"
-            " the layout."
+            f"Put GroceryStoreDataset under --data_dir {root}; docs/photographs.md has the layout."
         )
-        images = self.images(split, problems)
+        products = self.products()
+        images = _images(root, split, products, problems)
         if problems.rows:
             return [], problems
-        drawn = self.draw(split, images)
+        drawn = self._draw(split, products, images)
         ids = [QueryId(f"{split}-{number:05d}") for number in range(len(drawn))]
         every = tuple(sorted(image for of in images.values() for image in of))
         positives = {}
@@ -181,44 +112,92 @@ class Grocery:
             PROTOCOL,
             clusters={query: row.product for query, row in zip(ids, drawn, strict=True)},
         )
-        return [(part, {image: self.directory / image for image in every})], problems
+        return [(part, {image: root / image for image in every})], problems
 
-    def draw(self, split: str, images: Mapping[str, tuple[ImageId, ...]]) -> list[DrawnQuery]:
+    def load_train(self, read: ReadSplit, data_paths: DataPaths) -> TrainSplit:
+        split = super().load_train(read, data_paths)
+        products = self.products()
+        folders = {PurePosixPath(image).parent for image in split.gallery.ids}
+        items = Items({str(folder): products[folder.name] for folder in folders})
+        everything = AttributeCatalogue(items, self.phrasebook("train", "evaluation"))
+        learned = AttributeCatalogue(items, learn_phrases(split.triplets, items))
+        oracle = GroceryOracle(everything, split.gallery.ids)
+        return replace(split, oracle=oracle, catalogue=learned)
+
+    def products(self) -> dict[str, dict[str, str]]:
+        """Read what each class is."""
+        return read_items(self.attributes or _packaged(ATTRIBUTES))
+
+    def phrasebook(self, *styles: str) -> Phrasebook:
+        """Read the phrases of some styles. Raises UserError for one that says what stays."""
+        path = self.phrases or _packaged(PHRASES)
+        phrasebook = read_phrases(path, ("both", *styles))
+        for phrase in phrasebook.phrases:
+            if set(SLOT.findall(phrase.text)) - dict(phrase.changes).keys():
+                raise UserError(
+                    f"{path}: {phrase.text!r} has a slot of what stays or was there. A text alone"
+                    " must leave the product open: name new values of the key's attributes only."
+                )
+        return phrasebook
+
+    def _draw(
+        self,
+        split: str,
+        products: Mapping[str, Mapping[str, str]],
+        images: Mapping[str, tuple[ImageId, ...]],
+    ) -> list[DrawnQuery]:
         """Draw the queries of a split between its products."""
         is_train = split == "train"
-        num = self.settings.train_triplets if is_train else self.settings.eval_queries
-        seed = self.settings.subset_seed if is_train else 0
+        num = self.train_triplets if is_train else self.eval_queries
+        seed = self.subset_seed if is_train else 0
         phrasebook = self.phrasebook("train" if is_train else "evaluation")
-        edits = usable_edits(self.products, sorted(images), phrasebook)
+        edits = usable_edits(products, sorted(images), phrasebook)
         return draw_queries(edits, images, phrasebook, num, Random(f"grocery {split} {seed}"))
 
-    def images(self, split: str, problems: ValidationReport) -> dict[str, tuple[ImageId, ...]]:
-        """Read the photographs of a split, by class."""
-        classes = self.classes(problems)
-        path = self.directory / f"{split}.txt"
-        images: dict[str, list[ImageId]] = {}
-        for number, line in enumerate(problems.lines(path), 1):
-            if not line:
-                continue
-            where = f"{path} line {number}"
-            fields = [field.strip() for field in line.split(",")]
-            name = PurePosixPath(fields[0]).parent.name
-            if len(fields) != 3 or escapes_root(fields[0]):
-                problems.add(where, f"must be `path, fine class, coarse class`, found {line!r:.90}")
-            elif classes and classes.get(fields[1]) != name:
-                problems.add(where, f"class {fields[1]!r} of classes.csv is not {name!r}")
-            elif name not in self.products:
-                problems.add(where, f"the class {name!r} has no attributes")
-            else:
-                images.setdefault(name, []).append(ImageId(fields[0]))
-        if not images and not problems.rows:
-            problems.add(path, "names no photographs")
-        return {name: tuple(sorted(set(of))) for name, of in images.items()}
 
-    def classes(self, problems: ValidationReport) -> dict[str, str]:
-        """Read the fine classes by their number, as text."""
-        rows = csv.reader(problems.lines(self.directory / "classes.csv")[1:])
-        return {row[1]: row[0] for row in rows if len(row) > 1}
+@dataclass(frozen=True)
+class GroceryOracle:
+    """Exact knowledge of right answers, from the products' attributes."""
+
+    catalogue: AttributeCatalogue
+    images: Sequence[ImageId]
+
+    def positives(self, query: Query) -> frozenset[ImageId]:
+        return frozenset(self.catalogue.right(query.reference, query.text, self.images))
+
+    def text_is_true(self, reference: ImageId, text: str, image: ImageId) -> bool:
+        return self.catalogue.is_true(reference, text, image)
+
+    def distance(self, reference: ImageId, image: ImageId) -> int:
+        items = self.catalogue.items
+        return len(changes(items.attributes(reference) or {}, items.attributes(image) or {}))
+
+
+def _images(
+    directory: Path, split: str, products: Container[str], problems: ValidationReport
+) -> dict[str, tuple[ImageId, ...]]:
+    """Read the photographs of a split, by class."""
+    rows = csv.reader(problems.lines(directory / "classes.csv")[1:])
+    classes = {row[1]: row[0] for row in rows if len(row) > 1}
+    path = directory / f"{split}.txt"
+    images: dict[str, list[ImageId]] = {}
+    for number, line in enumerate(problems.lines(path), 1):
+        if not line:
+            continue
+        where = f"{path} line {number}"
+        fields = [field.strip() for field in line.split(",")]
+        name = PurePosixPath(fields[0]).parent.name
+        if len(fields) != 3 or escapes_root(fields[0]):
+            problems.add(where, f"must be `path, fine class, coarse class`, found {line!r:.90}")
+        elif classes and classes.get(fields[1]) != name:
+            problems.add(where, f"class {fields[1]!r} of classes.csv is not {name!r}")
+        elif name not in products:
+            problems.add(where, f"the class {name!r} has no attributes")
+        else:
+            images.setdefault(name, []).append(ImageId(fields[0]))
+    if not images and not problems.rows:
+        problems.add(path, "names no photographs")
+    return {name: tuple(sorted(set(of))) for name, of in images.items()}
 
 
 def _packaged(name: str) -> Path:
