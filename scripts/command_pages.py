@@ -172,11 +172,11 @@ COMMANDS = (
     Command(
         "search",
         "python -m cirloop.search",
-        {"": "cirloop.tools.search.__main__:SearchConfig"},
+        {"": "cirloop.tools.search.command:SearchConfig"},
         "search",
     ),
     Command(
-        "demo", "python -m cirloop.demo", {"": "cirloop.tools.demo.__main__:DemoConfig"}, "search"
+        "demo", "python -m cirloop.demo", {"": "cirloop.tools.demo.command:DemoConfig"}, "search"
     ),
     Command(
         "export",
@@ -210,7 +210,7 @@ def module_file(name: str) -> Path:
         return ROOT / name
     module = name.removeprefix("python -m cirloop.")
     tools = ROOT / "src" / "cirloop" / "tools"
-    package = tools / module / "__main__.py"
+    package = tools / module / "command.py"
     return package if package.exists() else tools / "export_embeddings.py"
 
 

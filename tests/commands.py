@@ -58,8 +58,8 @@ def logging_kept() -> Iterator[None]:
 
 
 def command(script: str, *flags: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    """Run a script of the repository's root in `cwd`. What it does not catch is raised, not
-    returned."""
+    """Run a script of the repository's root, or a module (`python -m`), in `cwd`. What it does not
+    catch is raised, not returned."""
     words, out, err = [str(ROOT / script), *map(str, flags)], io.StringIO(), io.StringIO()
     with (
         mock.patch.object(sys, "argv", words),
@@ -73,7 +73,10 @@ def command(script: str, *flags: object, cwd: Path = ROOT) -> subprocess.Complet
     ):
         code = 0
         try:
-            runpy.run_path(words[0], run_name="__main__")
+            if script.endswith(".py"):
+                runpy.run_path(words[0], run_name="__main__")
+            else:
+                runpy.run_module(script, run_name="__main__")
         except SystemExit as end:
             code = int(end.code or 0)
     return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())

@@ -218,7 +218,7 @@ def test_walker_catches_a_planted_wrong_import(tmp_path: Path, file: str, line: 
         ("negatives/top_k.py", "from .report import summary"),
         ("types.py", "if TYPE_CHECKING:\n    import cirloop.artifacts.store"),
         ("negatives/miner.py", "from cirloop.config.base import Settings"),
-        ("search.py", "from cirloop.tools.search.__main__ import main"),
+        ("search.py", "from cirloop.tools.search.command import main"),
         ("loop.py", "from cirloop import stages"),
         ("loop.py", "import json, numpy.random"),
     ],

@@ -3,7 +3,7 @@
 import sys
 
 from cirloop.cli import entry
-from cirloop.tools.demo.__main__ import main
+from cirloop.tools.demo.command import main
 
 if __name__ == "__main__":
     entry.main_wrapper(lambda: main(sys.argv[1:]))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page
 
-from cirloop.tools.compare.__main__ import main
+from cirloop.tools.compare.command import main
 from tests.browser.conftest import serious
 from tests.tools.test_compare import made_up
 

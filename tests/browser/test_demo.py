@@ -100,7 +100,7 @@ def results(page: Page, title: str) -> list[tuple[str, str, str]]:
 
 def by_command(finished: Path, iteration: str, *flags: str) -> list[tuple[str, str, str]]:
     where = ("--experiment_dir", finished, "--iteration", iteration)
-    done = command("src/cirloop/tools/search/__main__.py", *where, "--json", *flags)
+    done = command("cirloop.search", *where, "--json", *flags)
     return [
         (r["image"], str(r["rank"]), f"{r['score']:.4f}")
         for r in json.loads(done.stdout)["results"]
@@ -318,7 +318,7 @@ def test_the_example_of_the_documents(url: str, finished: Path) -> None:
     said = subprocess.run(example, capture_output=True, text=True, timeout=300, check=False)
     assert said.returncode == 0, said.stderr
     asked = ["--reference", ONE, "--text", "make it red", "--top_k", "3", "--json"]
-    found = json.loads(
-        command("src/cirloop/tools/search/__main__.py", "--experiment_dir", finished, *asked).stdout
-    )["results"]
+    found = json.loads(command("cirloop.search", "--experiment_dir", finished, *asked).stdout)[
+        "results"
+    ]
     assert len(found) == 3 and all(each["image"] in said.stdout for each in found), said.stdout

@@ -9,10 +9,10 @@ from cirloop.cli.evaluate import EvalConfig
 from cirloop.cli.mine_embeddings import EmbeddingMiningConfig
 from cirloop.config import cli
 from cirloop.tools.add_negatives.config import AddNegativesConfig
-from cirloop.tools.demo.__main__ import DemoConfig
+from cirloop.tools.demo.command import DemoConfig
 from cirloop.tools.export.config import ExportConfig
 from cirloop.tools.export_embeddings import ExportConfig as VectorsConfig
-from cirloop.tools.search.__main__ import SearchConfig
+from cirloop.tools.search.command import SearchConfig
 
 VECTORS = (
     "--query-embeddings q.npy --gallery-embeddings g.npy --targets t.npy --output o.json".split()

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cirloop.tools.export.__main__ import main
+from cirloop.tools.export.command import main
 from cirloop.tools.export.config import ExportConfig
 from cirloop.tools.export.source import ExportSource, load_source
 

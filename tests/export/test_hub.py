@@ -155,7 +155,7 @@ def test_a_refusal_is_one_message_without_the_token(server: Hub, tmp_path: Path)
 def test_what_can_be_known_before_is_said_before(
     monkeypatch: pytest.MonkeyPatch, run: Path
 ) -> None:
-    from cirloop.tools.export.__main__ import main
+    from cirloop.tools.export.command import main
 
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", "/nowhere/token")

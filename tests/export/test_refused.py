@@ -19,7 +19,7 @@ from cirloop.artifacts.store import file_digests
 from cirloop.cli.evaluate import EvalConfig, evaluate_run
 from cirloop.config.run import save
 from cirloop.stages.context import run_directory
-from cirloop.tools.export.__main__ import main
+from cirloop.tools.export.command import main
 from cirloop.tools.export.config import ExportConfig
 from cirloop.tools.export.source import load_source
 from cirloop.types import UserError
@@ -60,7 +60,7 @@ import sys
 from importlib import metadata
 def absent(name): raise metadata.PackageNotFoundError(name)
 metadata.version = absent
-from cirloop.tools.export.__main__ import main
+from cirloop.tools.export.command import main
 try:
     main("--experiment_dir x --iteration 1 --format sentence-transformers".split())
 except ValueError as error:
@@ -212,7 +212,7 @@ def test_the_run_is_as_whole_as_before(run: Path, adapter: Path) -> None:
 
 KILLED = """
 import os, signal, sys
-from cirloop.tools.export.__main__ import main
+from cirloop.tools.export.command import main
 
 def strike(event, args):
     if event == "{event}" and str(args[{place}]) == "{path}":

@@ -141,7 +141,10 @@ def command(request: dict[str, Any]) -> int:
         resource.setrlimit(resource.RLIMIT_FSIZE, (request["file_bytes"], resource.RLIM_INFINITY))
     sys.argv = [str(ROOT / request["script"]), *request["argv"]]
     try:
-        runpy.run_path(sys.argv[0], run_name="__main__")
+        if request["script"].endswith(".py"):
+            runpy.run_path(sys.argv[0], run_name="__main__")
+        else:
+            runpy.run_module(request["script"], run_name="__main__")
     except Enough:
         return 0
     except SystemExit as end:

@@ -90,7 +90,7 @@ SCENES = {
     "search": Scene(
         ("--reference", "shapes:val:00003"),
         start="finished",
-        script="src/cirloop/tools/search/__main__.py",
+        script="cirloop.search",
     ),
     "images": Scene(("--dry_run",), start="images", config="images.yaml"),
     "problems": Scene((), start="images", config="problems.yaml", code=2),

@@ -62,7 +62,7 @@ ELSEWHERE = {
     "tools.init_config": ("main",),
     "tools.export_embeddings": ("_export_split", "export", "write"),
     # two files beside their goals, made anew: tests/tools/test_compare.py
-    "tools.compare.__main__": ("main",),
+    "tools.compare.command": ("main",),
     "tools.compare.page": ("write_page",),
     "cli.mine_embeddings": ("main",),
     "cli.score_rankings": ("score_rankings",),

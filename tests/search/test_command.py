@@ -15,7 +15,7 @@ from cirloop.tools.search.queries import MAX_LINE, SearchQuery, answers, lines_o
 from cirloop.types import ImageId, UserError
 from tests.commands import command
 
-SCRIPT = "src/cirloop/tools/search/__main__.py"
+SCRIPT = "cirloop.search"
 ONE = "shapes:val:00003"
 
 

@@ -15,7 +15,7 @@ from cirloop.tools.search.models import settings_of
 from cirloop.types import UserError
 from tests.commands import ROOT, command
 
-SCRIPT = "src/cirloop/tools/search/__main__.py"
+SCRIPT = "cirloop.search"
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import pytest
 from benchmarks.large_report import Made, make_data, settings
 from cirloop.artifacts.atomic import write_json
 from cirloop.evaluation.significance import holm, over_runs, paired
-from cirloop.tools.compare.__main__ import main
+from cirloop.tools.compare.command import main
 from cirloop.types import UserError
 from tests.commands import python
 from tests.report.pages import read
@@ -314,6 +314,6 @@ def test_a_simulated_run_is_marked(
 
 
 def test_it_loads_no_torch() -> None:
-    code = "import sys, cirloop.tools.compare.__main__, cirloop.tools.compare.page as p;"
+    code = "import sys, cirloop.tools.compare.command, cirloop.tools.compare.page as p;"
     done = python("-c", f"{code} print('torch' in sys.modules)")
     assert done.stdout.strip() == "False", done.stderr

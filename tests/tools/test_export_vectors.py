@@ -19,7 +19,7 @@ from cirloop.retrieval.topk import topk
 from cirloop.retrieval.vectors import open_vectors
 from cirloop.stages.context import RunContext
 from cirloop.stages.mine import mining_inputs
-from cirloop.tools.export.__main__ import main as export_command
+from cirloop.tools.export.command import main as export_command
 from cirloop.tools.export_embeddings import ExportConfig, main, write, write_parquet
 from cirloop.types import UserError
 

@@ -22,7 +22,7 @@ from cirloop.data import splits
 from cirloop.data.jsonl import JsonlSettings
 from cirloop.data.paths import DataPaths
 from cirloop.tools.import_table import columns
-from cirloop.tools.import_table.__main__ import main
+from cirloop.tools.import_table.command import main
 from cirloop.tools.import_table.images import EXACT, ImageFinder
 from cirloop.tools.import_table.split import Triple, split
 from cirloop.tools.import_table.tables import Table

@@ -12,7 +12,6 @@ size. `export.json`, written last, says what they are. N rows, M vectors of an i
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -21,7 +20,6 @@ import numpy as np
 from pydantic import Field
 
 from cirloop.artifacts.atomic import write_json
-from cirloop.cli import entry
 from cirloop.cli.iterations import BASE, BEST, select_iteration
 from cirloop.config import cli, notices
 from cirloop.data.paths import DataPaths
@@ -164,7 +162,3 @@ def write_parquet(file: Path, ids: Sequence[str], vectors: Vectors) -> None:
         num, per_image, _ = vectors.shape
         column = pa.ListArray.from_arrays(np.arange(num + 1, dtype=np.int32) * per_image, column)
     parquet.write_table(pa.table({"id": list(ids), "vector": column}), file)
-
-
-if __name__ == "__main__":
-    entry.main_wrapper(lambda: main(sys.argv[1:]))

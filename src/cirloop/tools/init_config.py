@@ -12,7 +12,6 @@ import json
 import logging
 import re
 import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,6 @@ from pydantic import Field
 
 from cirloop.artifacts.atomic import write_text
 from cirloop.backbones.weights import TINY
-from cirloop.cli import entry
 from cirloop.config import cli, recipes
 from cirloop.data.config import DataConfig
 from cirloop.io import parse
@@ -159,7 +157,3 @@ def _quoted(value: object) -> str:
     """Return a text for YAML, in quotes where it needs them."""
     text = str(value)
     return text if re.fullmatch(r"[\w./][\w./-]*", text) else json.dumps(text, ensure_ascii=False)
-
-
-if __name__ == "__main__":
-    entry.main_wrapper(lambda: main(sys.argv[1:]))

@@ -12,13 +12,11 @@ The first brings the index up to date and ends; the others do that too, and answ
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import Field
 
-from cirloop.cli import entry
 from cirloop.cli.iterations import BASE
 from cirloop.config import cli
 from cirloop.monitoring.console import table
@@ -89,7 +87,3 @@ def _all(engine: Engine, label: str, options: SearchConfig) -> int:
         done = done + 1
     logger.info("%d queries answered, %d of them with an error", done, wrong)
     return SOME_WRONG if wrong else 0
-
-
-if __name__ == "__main__":
-    entry.main_wrapper(lambda: sys.exit(main(sys.argv[1:])))

@@ -11,10 +11,8 @@ again and compared with the run's own embedder before it gets its name (docs/exp
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Sequence
 
-from cirloop.cli import entry
 from cirloop.config import cli
 from cirloop.tools.export.config import ExportConfig, require_package
 
@@ -36,7 +34,3 @@ def main(argv: Sequence[str]) -> None:
     from cirloop.tools.export.export import export
 
     export(options)
-
-
-if __name__ == "__main__":
-    entry.main_wrapper(lambda: main(sys.argv[1:]))

@@ -12,13 +12,11 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 from collections.abc import Sequence
 from tempfile import TemporaryDirectory
 
 from pydantic import Field
 
-from cirloop.cli import entry
 from cirloop.tools.search.config import SearchOptions, parse
 from cirloop.tools.search.engine import MAX_FILE, Engine
 
@@ -66,7 +64,3 @@ def main(argv: Sequence[str]) -> None:
                 logger.warning(OPEN, options.host, page.server_port, page.server_port)
             logger.info("the page is at %s (Ctrl-C ends it)", url)
             page.block_thread()
-
-
-if __name__ == "__main__":
-    entry.main_wrapper(lambda: main(sys.argv[1:]))

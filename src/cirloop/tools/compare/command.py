@@ -10,14 +10,12 @@ It reads the evaluations of run directories, or makes others (docs/comparing.md)
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Sequence
 from functools import partial
 
 from rich.console import Console
 
 from cirloop.artifacts.atomic import write_json
-from cirloop.cli import entry
 from cirloop.config import notices
 from cirloop.monitoring.console import table, title_prefix
 from cirloop.monitoring.live import console
@@ -79,7 +77,3 @@ def _check_outputs(options: CompareConfig) -> None:
         elif not path.absolute().parent.is_dir():
             problems.add(f"{flag} {path}", "its directory does not exist")
     problems.raise_if_any()
-
-
-if __name__ == "__main__":
-    entry.main_wrapper(lambda: main(sys.argv[1:]))

@@ -8,10 +8,8 @@ and spellings, splits by reference, and says what it did (docs/own-data.md).
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
-from cirloop.cli import entry
 from cirloop.config import cli
 from cirloop.tools.import_table.config import ImportConfig
 
@@ -24,7 +22,3 @@ def main(argv: Sequence[str]) -> None:
     from cirloop.tools.import_table.pipeline import import_table
 
     import_table(options)
-
-
-if __name__ == "__main__":
-    entry.main_wrapper(lambda: main(sys.argv[1:]))

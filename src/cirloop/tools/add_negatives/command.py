@@ -5,8 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from cirloop.cli import entry
-
 VECTORS = ("--query-embeddings", "--gallery-embeddings")
 """Flags that only mining from vectors alone has."""
 
@@ -30,7 +28,3 @@ def main(argv: Sequence[str]) -> None:
         f"{num} of {report['samples']} samples have a negative: {options.output}, and the report"
         f" {options.report}\n"
     )
-
-
-if __name__ == "__main__":
-    entry.main_wrapper(lambda: main(sys.argv[1:]))
