@@ -214,9 +214,9 @@ def run_all(
 
 
 def mean_se(values: Sequence[float]) -> str:
-    """Return the mean over seeds and its standard error."""
+    """Return the mean over seeds and, of several, its standard error."""
     mean = over_runs(values)
-    return f"{mean.value:.1f} ± {mean.se:.1f}"
+    return f"{mean.value:.1f} ± {mean.se:.1f}" if len(values) > 1 else f"{mean.value:.1f}"
 
 
 def mean_row(arm: str, values: Sequence[np.ndarray]) -> list[str]:
