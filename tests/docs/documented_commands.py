@@ -216,8 +216,8 @@ ROWS = (
     ),
     Row(
         f"{RUN} --experiment_dir experiments/towers --model.type clip_combiner --model.path towers"
-        " --model.project_images 256 --no-captioning.enabled",
-        f"{SHAPES} {SHORT} --num_iterations 0",
+        " --model.project_images 256 --no-captioning.enabled --mining.anchors.num 0",
+        f"{SHAPES} {SHORT_CONTROL} --num_iterations 0",
         makes=("experiments/towers/evaluation_results.json",),
     ),
     # docs/servers.md
