@@ -21,7 +21,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from cirloop.backbones import BackboneConfig, EmbedInput
 from cirloop.backbones.base import ImageFeatures, LoraSettings
-from cirloop.backbones.weights import LORA_CONFIG, LORA_WEIGHTS
+from cirloop.backbones.weights import LORA_CONFIG, LORA_WEIGHTS, resolve
+from cirloop.stages.resources import model_sizes
 from cirloop.training.config import TrainingSettings
 from cirloop.types import ImageId, UserError
 from tests.backbones.tiny_models import WRITERS
@@ -528,6 +529,29 @@ def copied(source: Path, directory: Path) -> Path:
     for path in source.iterdir():
         (directory / path.name).write_bytes(path.read_bytes())
     return directory
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"num_hidden_layers": 99}, "layer_types"),
+        ({"hidden_size": "wide"}, "hidden_size"),
+        ({"hidden_act": "nonsense"}, "nonsense"),
+        ({"hidden_size": 0}, ""),
+    ],
+)
+def test_a_config_that_fits_nothing_is_named(
+    change: dict[str, object], said: str, tmp_path: Path
+) -> None:
+    directory = copied(resolve("tiny"), tmp_path / "qwen2_vl")
+    path = directory / "config.json"
+    content = json.loads(path.read_text())
+    content["text_config"].update(change)
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=f"(?s)qwen2_vl.*(cannot be loaded|do not fit).*{said}"):
+        settings("qwen2_vl", {"qwen2_vl": directory}).build()
+    with pytest.raises(UserError, match=f"(?s)config.json.*of no model.*{said}.*Restore it"):
+        model_sizes(directory)
 
 
 @pytest.mark.parametrize("name", WRITERS)

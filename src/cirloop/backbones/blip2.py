@@ -117,7 +117,7 @@ def load_blip2(directory: Path, path: str, dtype: str) -> Blip2ForImageTextRetri
     model = load_pretrained(
         Blip2ForImageTextRetrieval,
         directory,
-        path,
+        f"model path {path!r}",
         WAY_OUT,
         may_lack=("itm_head",),
         dtype=torch.float32,

@@ -37,7 +37,7 @@ VISION_PREFIXES = (
     "model.image_newline",
 )
 """Prefixes of the weights that make vision tokens of pixels, over all families."""
-WAY_OUT = "Restore the files, or download them again."
+WAY_OUT = "Restore the files, config.json among them, or download them again."
 Json: TypeAlias = dict[str, "Json"] | int | float | str | bool | None
 
 
@@ -53,8 +53,9 @@ def load_vlm(
     options: dict[str, Any] = {"dtype": getattr(torch, dtype), "attn_implementation": attention}
     if quantization == "nf4":
         options |= {"quantization_config": _nf4(dtype), "device_map": {"": device}}
-    vlm = load_pretrained(AutoModelForImageTextToText, directory, path, WAY_OUT, **options)
-    with loading_errors(path, WAY_OUT):
+    subject = f"model path {path!r}"
+    vlm = load_pretrained(AutoModelForImageTextToText, directory, subject, WAY_OUT, **options)
+    with loading_errors(subject, WAY_OUT):
         processor = AutoProcessor.from_pretrained(directory, trust_remote_code=False)
     _require_image_token(path, vlm, processor)
     vlm = (vlm if quantization == "nf4" else vlm.to(device)).eval()

@@ -154,19 +154,28 @@ def download(
         ) from None
 
 
+def unloadable() -> tuple[type[Exception], ...]:
+    """Return what transformers raises of files that are damaged, or do not fit together."""
+    from huggingface_hub.errors import StrictDataclassError
+
+    damaged = (SafetensorError, StrictDataclassError, OSError, ValueError, ImportError)
+    return (*damaged, KeyError, TypeError, AttributeError, AssertionError, ArithmeticError)
+
+
 @contextmanager
-def loading_errors(path: str, way_out: str) -> Iterator[None]:
+def loading_errors(subject: str, way_out: str) -> Iterator[None]:
     """Raise UserError with what transformers says of files that it cannot load."""
     try:
         yield
-    except (SafetensorError, OSError, ValueError, ImportError) as error:
-        raise UserError(f"model path {path!r} cannot be loaded: {error}\n{way_out}") from None
+    except unloadable() as error:
+        said = f"{type(error).__name__}: {error}"
+        raise UserError(f"{subject} cannot be loaded: {said}\n{way_out}") from None
 
 
 def load_pretrained(
     kind: type[VisionLanguageModel],
     directory: Path,
-    path: str,
+    subject: str,
     way_out: str,
     may_lack: tuple[str, ...] = (),
     **options: object,
@@ -176,7 +185,7 @@ def load_pretrained(
     Raises UserError where a file cannot be read, a weight is missing whose name does not begin with
     one of `may_lack`, or a weight has another shape than config.json says.
     """
-    with loading_errors(path, way_out):
+    with loading_errors(subject, way_out):
         model, info = kind.from_pretrained(
             directory,
             output_loading_info=True,
@@ -192,7 +201,7 @@ def load_pretrained(
     ]
     if wrong:
         raise UserError(
-            f"model path {path!r}: {len(wrong)} weights do not fit config.json:"
+            f"{subject}: {len(wrong)} weights do not fit config.json:"
             f" {'; '.join(wrong[:5])}. {way_out}"
         )
     return model.requires_grad_(requires_grad=False)

@@ -32,7 +32,8 @@ ReadSplit = Callable[[str], tuple[QueryFiles, ValidationReport]]
 
 
 class FileSettings(DatasetSettings):
-    """Settings that data sets from files share. Each has a `read` for its own layout."""
+    """Settings that data sets from files share. Each has a `read` for its own layout, or a
+    `reader` where more than a directory is read."""
 
     eval_names: ClassVar[tuple[str, ...]] = ("val", "test")
     """The evaluation splits."""

@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from cirloop.backbones.weights import unloadable
 from cirloop.types import UserError
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -76,13 +77,15 @@ def model_sizes(directory: Path) -> Sizes:
     import torch
     from transformers import AutoConfig, AutoModelForImageTextToText
 
+    not_buildable: tuple[type[Exception], ...] = (*unloadable(), RuntimeError)
     try:
         config: Any = AutoConfig.from_pretrained(directory, trust_remote_code=False)
         with torch.device("meta"):
             model: Any = AutoModelForImageTextToText.from_config(config, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+    except not_buildable as error:
         raise UserError(
-            f"{directory / 'config.json'} is of no model that can be built: {error}"
+            f"{directory / 'config.json'} is of no model that can be built:"
+            f" {type(error).__name__}: {error}\nRestore it, or give the config.json of the weights."
         ) from None
     text = config.text_config
     vision = config.vision_config

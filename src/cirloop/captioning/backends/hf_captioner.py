@@ -75,7 +75,7 @@ def side_by_side(left: Image.Image, right: Image.Image, square: bool) -> Image.I
 
 def chat_processor(path: str, directory: Path) -> Processor:
     """Load the processor of a model directory. Raises UserError without a chat template."""
-    with loading_errors(path, WAY_OUT):
+    with loading_errors(f"foundation.path {path!r}", WAY_OUT):
         processor: Processor = AutoProcessor.from_pretrained(directory, trust_remote_code=False)
     if not getattr(processor, "chat_template", None):
         raise UserError(
@@ -114,7 +114,7 @@ class HFCaptioner:
         model = load_pretrained(
             AutoModelForImageTextToText,
             directory,
-            self.name,
+            f"foundation.path {self.name!r}",
             WAY_OUT,
             dtype=getattr(torch, self.settings.dtype),
             attn_implementation=self.settings.attention,
