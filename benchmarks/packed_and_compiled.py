@@ -1,9 +1,9 @@
-"""What `model.packed` and `model.compile` save, against padded rows and plain layers, and how far
-results are apart.
+"""What `model.packed`, `model.compile` and adapters in the base's dtype save, against padded rows,
+plain layers and adapters in float32, and how far results are apart.
 
-A random Qwen2-VL (benchmarks/_model.py) four times: plain, packed, compiled, and both. In turn,
-as often as `--repeats`, from vision features in memory, with images of 16 to 256 visual tokens and
-texts of 2 to 60 words:
+A random Qwen2-VL (benchmarks/_model.py) four times: plain, packed, compiled, and both; in bfloat16
+a fifth, plain, whose adapters are trained in bfloat16 too. In turn, as often as `--repeats`, from
+vision features in memory, with images of 16 to 256 visual tokens and texts of 2 to 60 words:
 
     embed     queries in batches sorted by length, as every stage embeds them
     train     a step's forward and backward pass over batches in random order, with gradient caching
@@ -14,6 +14,7 @@ is printed apart. The GPU is used where there is one.
 
     python benchmarks/packed_and_compiled.py
     python benchmarks/packed_and_compiled.py --size small --num 24 --batch 8 --repeats 2
+    python benchmarks/packed_and_compiled.py --dtype bfloat16 --sides plain packed adapters
     python benchmarks/packed_and_compiled.py --dtype bfloat16 --num 2048 --batch 256 --chunk 64
 """
 
@@ -46,7 +47,9 @@ SIDES = {
     "packed": {"packed": True},
     "compiled": {"compile": True},
     "both": {"packed": True, "compile": True},
+    "adapters": {},
 }
+"""Settings of the model. Adapters of the side `adapters` have its dtype; in float32 all do."""
 WORDS = (
     "the",
     "same",
@@ -127,13 +130,18 @@ def in_turn(
 
 
 def trainer_of(
-    backbone: Any, features: Any, queries: list[Query], args: argparse.Namespace, work: Path
+    side: str,
+    backbone: Any,
+    features: Any,
+    queries: list[Query],
+    args: argparse.Namespace,
+    directory: Path,
 ) -> Trainer:
     targets = features.ids[1:] + features.ids[:1]
     triplets = [Triplet(query, target) for query, target in zip(queries, targets, strict=True)]
-    settings = TrainingSettings(
-        batch_size=args.batch, grad_cache_chunk_size=args.chunk, lora=LoraSettings(dropout=0.0)
-    )
+    lora = LoraSettings(dropout=0.0, dtype="base" if side == "adapters" else "float32")
+    settings = TrainingSettings(batch_size=args.batch, grad_cache_chunk_size=args.chunk, lora=lora)
+    work = directory / f"steps of {side}"
     backbone.make_trainable(settings, 0)
     batches = BatchSampler(triplets, [], [], args.batch, 0.0, 0, 0)
     trainer = Trainer(
@@ -165,6 +173,7 @@ def main() -> None:
     parser.add_argument(
         "--attention", choices=("sdpa", "eager", "flash_attention_2"), default="sdpa"
     )
+    parser.add_argument("--sides", choices=SIDES, nargs="+", default=[*SIDES])
     parser.add_argument("--num", type=int, default=256, help="queries to embed")
     parser.add_argument("--rows", type=int, default=64, help="runtime.embed_batch_size")
     parser.add_argument("--batch", type=int, default=32, help="queries of the training step")
@@ -173,12 +182,15 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    # all are measured against plain; in float32 adapters have the base's dtype already
+    wanted = {"plain", *args.sides} - ({"adapters"} if args.dtype == "float32" else set())
     with TemporaryDirectory() as name:
         if args.path is None:
             print(write_model(Path(name), args.size), flush=True)
         shared = {"path": args.path or name, "dtype": args.dtype, "attention": args.attention}
         backbones: dict[str, Any] = {}
-        for side, more in SIDES.items():
+        for side in (side for side in SIDES if side in wanted):
+            more = SIDES[side]
             took, backbones[side] = seconds(
                 lambda more=more: Qwen2VLSettings(**shared, **more).build()
             )
@@ -191,10 +203,11 @@ def main() -> None:
         sides = {
             side: lambda each=each: embed(each, features, items, args.rows, lambda b, _: b, "embed")
             for side, each in backbones.items()
+            if side != "adapters"  # it embeds as plain does
         }
         in_turn(sides, args.repeats, f"embed: {args.num} queries, batches of {args.rows}", args.num)
         trainers = {
-            side: trainer_of(each, features, queries, args, Path(name) / f"steps of {side}")
+            side: trainer_of(side, each, features, queries, args, Path(name))
             for side, each in backbones.items()
         }
         steps = {side: lambda each=each: gradient(each) for side, each in trainers.items()}
