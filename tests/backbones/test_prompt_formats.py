@@ -197,8 +197,7 @@ def test_a_format_is_its_publications_input(
     processor = AutoProcessor.from_pretrained(models[name])
     items = [EmbedInput(ImageId("a"), TEXT, "dress"), EmbedInput(ImageId("b"))]
     inputs = backbone.inputs(items, backbone.encode_images(pictures))
-    sequential = backbone.module.sequential
-    places = backbone.language_model_inputs(backbone.vlm, inputs, sequential)["position_ids"]
+    places = inputs["position_ids"]
     with torch.no_grad():
         vectors = backbone.module(inputs)
     for row, (item, picture) in enumerate(zip(items, pictures, strict=True)):

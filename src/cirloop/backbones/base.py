@@ -112,7 +112,7 @@ class ImageEncoder(Protocol):
     def encode_images(
         self, images: Sequence[Image.Image], prepared: PreparedImages | None = None
     ) -> Sequence[ImageFeatures]:
-        """Compute the output of the frozen part, on the CPU; pixels where no part is frozen.
+        """Compute the output of the frozen part, on the device; pixels where no part is frozen.
 
         `prepared` is the output of `prepare_images` for the same images, where there is one.
         """

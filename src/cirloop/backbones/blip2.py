@@ -223,7 +223,7 @@ class Blip2(TrainableWeights):
     def encode_images(
         self, images: Sequence[Image], prepared: torch.Tensor | None = None
     ) -> list[ImageFeatures]:
-        """Compute the tower's last hidden state after its layer norm, on the CPU.
+        """Compute the tower's last hidden state after its layer norm, on the device.
 
         Each is (1 + height * width, D), the CLS token first.
         """
@@ -233,7 +233,7 @@ class Blip2(TrainableWeights):
         height, width = (n // vision.config.patch_size for n in pixels.shape[-2:])
         hidden = vision(pixel_values=to_device(pixels, self.device, vision.dtype)).last_hidden_state
         assert hidden.shape[1] == 1 + height * width
-        return [ImageFeatures(tokens.clone(), (1, height, width)) for tokens in hidden.cpu()]
+        return [ImageFeatures(tokens, (1, height, width)) for tokens in hidden]
 
     def inputs(
         self, items: Sequence[EmbedInput], vision: Sequence[ImageFeatures]

@@ -152,8 +152,8 @@ class ClipCombiner(TrainableWeights):
         if self.settings.train_clip:
             height, width = pixels_BHWC.shape[1:3]
             return [ImageFeatures(row.flatten(0, 1), (1, height, width)) for row in pixels_BHWC]
-        features = self.module.encode_pixels(to_device(pixels_BHWC, self.device)).cpu()
-        return [ImageFeatures(row.clone(), (1, 1, len(row))) for row in features]
+        features = self.module.encode_pixels(to_device(pixels_BHWC, self.device))
+        return [ImageFeatures(row, (1, 1, len(row))) for row in features]
 
     def inputs(
         self, items: Sequence[EmbedInput], vision: Sequence[ImageFeatures]
@@ -167,7 +167,7 @@ class ClipCombiner(TrainableWeights):
         features = to_device(torch.stack([tokens[image.image] for image in images]), self.device)
         if self.settings.train_clip:
             features = features.unflatten(1, vision[0].grid[1:])
-        inputs = {"images": features, "image_of": torch.tensor(image_of, device=self.device)}
+        inputs = {"images": features, "image_of": to_device(torch.tensor(image_of), self.device)}
         texts = [item.text for item in items if item.text is not None]
         assert len(texts) in (0, len(items)), "queries and gallery images in one call"
         return inputs | (self.text_inputs(texts) if texts else {})

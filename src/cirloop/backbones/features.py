@@ -7,7 +7,7 @@ grid), which processes share.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from cirloop.backbones.base import Grid, ImageEncoder, ImageFeatures, PreparedIm
 from cirloop.backbones.oom_retry import run_with_oom_split
 from cirloop.backbones.prefetch import prefetch_images
 from cirloop.backbones.tensor_cache import TensorCache
+from cirloop.backbones.transfer import one_behind, to_host
 from cirloop.config.runtime import Runtime
 from cirloop.monitoring import profiling
 from cirloop.types import ImageId, Images
@@ -80,6 +81,20 @@ class VisionCache:
         if not batches:
             return
         unwritten: dict[str, torch.Tensor] = {}
+        encoded = self._encoded(batches, progress)
+        with closing(encoded):
+            for copies in one_behind(encoded):
+                unwritten |= {key: copied() for key, copied in copies.items()}
+                if sum(tokens.nbytes for tokens in unwritten.values()) >= self._shard_bytes:
+                    self._tensors.write(unwritten)
+                    unwritten = {}
+        if unwritten:
+            self._tensors.write(unwritten)
+
+    def _encoded(
+        self, batches: Sequence[list[ImageId]], progress: Callable[[Any], Any]
+    ) -> Generator[dict[str, Callable[[], torch.Tensor]]]:
+        """Yield for each batch what gives its images' tokens on the host (`to_host`), by key."""
         prefetched = prefetch_images(
             batches, self._images, self._encoder.prepare_images, self._num_workers
         )
@@ -89,13 +104,12 @@ class VisionCache:
                     images, prepared = next(prefetched)
                 encoded = self._encode(images, prepared)
                 profiling.add(images_encoded=len(encoded))
-                for image, features in zip(batch, encoded, strict=True):
-                    unwritten[_key(self._images.digest(image), features.grid)] = features.tokens
-                if sum(tokens.nbytes for tokens in unwritten.values()) >= self._shard_bytes:
-                    self._tensors.write(unwritten)
-                    unwritten = {}
-        if unwritten:
-            self._tensors.write(unwritten)
+                copies = {
+                    _key(self._images.digest(image), features.grid): to_host(features.tokens)
+                    for image, features in zip(batch, encoded, strict=True)
+                }
+                del encoded  # a GPU has room for the next batch
+                yield copies
 
     def _encode(self, images: list[Image.Image], prepared: PreparedImages) -> list[ImageFeatures]:
         def encode(part: Sequence[Image.Image]) -> Sequence[ImageFeatures]:

@@ -33,10 +33,8 @@ class Llava(VlmEmbedder):
     image_placeholder = "<image>"
 
     @staticmethod
-    def language_model_inputs(
-        vlm: VisionLanguageModel, inputs: Inputs, sequential: bool = False
-    ) -> Inputs:
-        """Return embeddings and mask; positions are always sequential."""
+    def language_model_inputs(vlm: VisionLanguageModel, inputs: Inputs) -> Inputs:
+        """Return embeddings and mask; the model numbers all tokens as text."""
         return {
             "inputs_embeds": merge_vision_tokens(vlm, inputs),
             "attention_mask": inputs["attention_mask"],

@@ -47,9 +47,9 @@ def check_packing(directory: str) -> None:
         )
 
 
-def attention_of(language_model: PreTrainedModel) -> str:
-    """Return the name of a language model's attention implementation."""
-    implementation: str = language_model.config._attn_implementation  # no public name
+def attention_of(model: PreTrainedModel) -> str:
+    """Return the name of the attention implementation of a language model or vision tower."""
+    implementation: str = model.config._attn_implementation  # no public name
     return implementation
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from qwen_vl_utils import fetch_image, smart_resize
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize as keeping_a_token
+from transformers.vision_utils import get_vision_cu_seqlens, get_vision_position_ids
 
 from cirloop.backbones import patches
 from cirloop.backbones.base import (
@@ -19,6 +20,7 @@ from cirloop.backbones.base import (
     PreparedImages,
     VisionLanguageModel,
 )
+from cirloop.backbones.packing import attention_of
 from cirloop.backbones.transfer import to_device
 from cirloop.backbones.vision import VisionBase, merge_vision_tokens
 from cirloop.backbones.vlm import VlmEmbedder
@@ -29,27 +31,9 @@ if TYPE_CHECKING:
     from cirloop.backbones.model_settings import QwenSettings
 
 IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
-
-
-def mrope_inputs(
-    vlm: VisionLanguageModel, inputs: Inputs, sequential: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return input embeddings (B, T, D) with vision tokens, and positions (3, B, T).
-
-    Positions are M-RoPE's, or with `sequential` three times 0, 1, 2, ...
-    """
-    ids = inputs["input_ids"]
-    mask = inputs["attention_mask"]
-    embeds = merge_vision_tokens(vlm, inputs)
-    if sequential:
-        return embeds, (mask.cumsum(-1) - 1).clamp(min=0).expand(3, -1, -1)
-    positions, _ = vlm.model.get_rope_index(
-        ids,
-        (ids == vlm.config.image_token_id).int(),
-        image_grid_thw=inputs["image_grid_thw"],
-        attention_mask=mask,
-    )
-    return embeds, positions
+BOUNDS = ("cu_seqlens", "cu_window_seqlens")
+"""Inputs of the tower that stay on the host, since all its layers but those of flash attention read
+them: where the patches of images and windows begin."""
 
 
 class VisionMixin(VisionBase):
@@ -60,16 +44,25 @@ class VisionMixin(VisionBase):
     max_pixels: int
 
     @staticmethod
-    def language_model_inputs(
-        vlm: VisionLanguageModel, inputs: Inputs, sequential: bool = False
-    ) -> Inputs:
-        """Return embeddings, mask and M-RoPE's positions."""
-        embeds, positions = mrope_inputs(vlm, inputs, sequential)
+    def language_model_inputs(vlm: VisionLanguageModel, inputs: Inputs) -> Inputs:
+        """Return embeddings, mask and positions."""
         return {
-            "inputs_embeds": embeds,
+            "inputs_embeds": merge_vision_tokens(vlm, inputs),
             "attention_mask": inputs["attention_mask"],
-            "position_ids": positions,
+            "position_ids": inputs["position_ids"],
         }
+
+    def positions(self, batch: Inputs) -> Inputs:
+        """Return M-RoPE's positions (3, B, T), which transformers finds by reading row after
+        row."""
+        ids = batch["input_ids"]
+        positions, _ = self.vlm.model.get_rope_index(
+            ids,
+            (ids == self.vlm.config.image_token_id).int(),
+            image_grid_thw=batch["image_grid_thw"],
+            attention_mask=batch["attention_mask"],
+        )
+        return {"position_ids": positions}
 
     def vision_settings(self) -> list[Any]:
         """Return pixel budget, dtype and the version of the patch embedding."""
@@ -107,13 +100,27 @@ class VisionMixin(VisionBase):
         for image, grid in zip(images, grids, strict=True):
             self._check_budget(image, grid)
         pixels = to_device(prepared["pixel_values"], self.device, visual.dtype)
-        output = visual(pixels, grid_thw=to_device(grids, self.device))
+        stays = () if "flash" in attention_of(visual) else BOUNDS
+        made = {
+            name: tensor if name in stays else to_device(tensor, self.device)
+            for name, tensor in self.tower_inputs(grids).items()
+        }
+        output = visual(pixels, grid_thw=grids, **made)
         sizes = (grids.prod(-1) // visual.spatial_merge_size**2).tolist()
         tokens_of_images = self.token_features(output).split(sizes)
         return [
             ImageFeatures(tokens, (int(grid[0]), int(grid[1]), int(grid[2])))
             for tokens, grid in zip(tokens_of_images, grids.tolist(), strict=True)
         ]
+
+    def tower_inputs(self, grids: torch.Tensor) -> Inputs:
+        """Return what the tower would make of the grids, on the host: transformers reads them image
+        by image."""
+        merge_size = self.vlm.model.visual.spatial_merge_size
+        return {
+            "position_ids": get_vision_position_ids(grids, merge_size),
+            "cu_seqlens": get_vision_cu_seqlens(grids),
+        }
 
     def _check_budget(self, image: Image.Image, grid: torch.Tensor) -> None:
         """Assert that an image with patches `grid` (frames, height, width) keeps the budget."""
@@ -143,6 +150,14 @@ class QwenEmbedder(VisionMixin, VlmEmbedder):
         self.min_pixels = settings.min_pixels
         self.max_pixels = settings.max_pixels
         super().__init__(settings, adapter)
+
+    def positions(self, batch: Inputs) -> Inputs:
+        """Return M-RoPE's positions, or three times 0, 1, 2, ... where the prompt format says
+        so."""
+        if self.format.positions == "sequential":
+            position_BT = (batch["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+            return {"position_ids": position_BT.repeat(3, 1, 1)}
+        return super().positions(batch)
 
     def num_image_tokens(self, grid: Grid) -> int:
         """Count the vision tokens of an image: merged patches."""

@@ -1,8 +1,13 @@
-"""Copies from the host's memory to a device."""
+"""Copies between the host's memory and a device, which do not make the host wait."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
 import torch
+
+T = TypeVar("T")
 
 
 def to_device(
@@ -13,3 +18,33 @@ def to_device(
     if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, dtype, non_blocking=True)
     return tensor.to(device, dtype)
+
+
+def to_host(tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
+    """Begin to copy `tensor` to the host; return what waits for it and gives it.
+
+    From a GPU the copy stands right behind what computes the tensor: what is queued later, such as
+    the next batch, is not waited for. The result has memory of its own.
+    """
+    if tensor.device.type != "cuda":
+        return lambda: tensor.cpu().clone()
+    page_locked = tensor.to("cpu", non_blocking=True)
+    copied = torch.cuda.current_stream(tensor.device).record_event()
+
+    def wait() -> torch.Tensor:
+        copied.synchronize()
+        return page_locked.clone()
+
+    return wait
+
+
+def one_behind(batches: Iterable[T]) -> Iterator[T]:
+    """Yield each of `batches` when the next one has been made, and the last at the end.
+
+    Made of what a GPU was asked for, a batch is then computed while the host prepares the next.
+    """
+    made: list[T] = []
+    for batch in batches:
+        yield from made
+        made = [batch]
+    yield from made

@@ -110,14 +110,14 @@ class VisionBase:
     processor: Processor
 
     @staticmethod
-    def language_model_inputs(
-        vlm: VisionLanguageModel, inputs: Inputs, sequential: bool = False
-    ) -> Inputs:
-        """Return the language model's inputs for `collate(...)`, with embeddings (B, T, D).
-
-        With `sequential`, image tokens are numbered as text is.
-        """
+    def language_model_inputs(vlm: VisionLanguageModel, inputs: Inputs) -> Inputs:
+        """Return the language model's inputs for `collate(...)`, with embeddings (B, T, D)."""
         raise NotImplementedError
+
+    def positions(self, batch: Inputs) -> Inputs:
+        """Return the positions of a batch's tokens, on the host, where the model does not number
+        them by itself."""
+        return {}
 
     def vision_settings(self) -> list[Any]:
         """Return what decides `encode_images` besides the tower's weights and the processor."""
@@ -160,13 +160,10 @@ class VisionBase:
     def encode_images(
         self, images: Sequence[Image.Image], prepared: PreparedImages | None = None
     ) -> list[ImageFeatures]:
-        """Compute vision tokens per image, on the CPU. Checks what the processor really made."""
+        """Compute vision tokens per image, on the device. Checks what the processor really made."""
         assert self.vision_is_frozen(), "the vision tower is trained: its output may not be kept"
         ready = self.prepare_images(images) if prepared is None else prepared
-        return [
-            ImageFeatures(features.tokens.cpu().clone(), features.grid)
-            for features in self.compute_tokens(images, ready)
-        ]
+        return self.compute_tokens(images, ready)
 
     def num_tokens(self, vision: ImageFeatures) -> int:
         """Count the placeholders of an image in the prompt."""
@@ -182,10 +179,33 @@ class VisionBase:
         return escape_special_tokens(text, self.special_tokens)
 
     def collate(self, texts: Sequence[str], vision: Sequence[ImageFeatures], side: str) -> Inputs:
-        """Tokenize and pad texts on `side`; repeat each image placeholder once per vision token.
+        """Return a batch on the device: texts padded on `side`, with the tokens of their images.
 
         `vision` are the images of all texts, in order.
         """
+        images = {
+            "vision_tokens": torch.cat([v.tokens for v in vision]),
+            "image_grid_thw": torch.tensor([v.grid for v in vision]),
+        }
+        return self.on_device(self.tokenize_with_images(texts, vision, side) | images)
+
+    def on_device(self, batch: Inputs) -> Inputs:
+        """Move a batch from the host, with the positions of its tokens.
+
+        What has to be read back of it is read before: the host would have to wait for all that a
+        GPU was asked before.
+        """
+        num_places = int((batch["input_ids"] == self.vlm.config.image_token_id).sum())
+        num_tokens = len(batch["vision_tokens"])
+        assert num_places == num_tokens, f"{num_places} image places, {num_tokens} vision tokens"
+        whole = batch | self.positions(batch)
+        return {name: to_device(tensor, self.device) for name, tensor in whole.items()}
+
+    def tokenize_with_images(
+        self, texts: Sequence[str], vision: Sequence[ImageFeatures], side: str
+    ) -> Inputs:
+        """Return ids and mask, on the host; repeat each image placeholder once per vision
+        token."""
         remaining = iter(vision)
         placeholder = self.processor.image_token
         expanded = []
@@ -194,12 +214,7 @@ class VisionBase:
             parts = [placeholder * self.num_tokens(next(remaining)) + part for part in rest]
             expanded.append(first + "".join(parts))
         batch = self.tokenize(expanded, side)
-        return {
-            "input_ids": to_device(batch["input_ids"], self.device),
-            "attention_mask": to_device(batch["attention_mask"], self.device),
-            "vision_tokens": to_device(torch.cat([v.tokens for v in vision]), self.device),
-            "image_grid_thw": torch.tensor([v.grid for v in vision], device=self.device),
-        }
+        return {name: batch[name] for name in ("input_ids", "attention_mask")}
 
     def tokenize(self, texts: Sequence[str], side: str) -> Inputs:
         """Return ids and mask of texts, padded on `side`."""
@@ -226,9 +241,6 @@ def merge_vision_tokens(vlm: VisionLanguageModel, inputs: Inputs) -> torch.Tenso
     tokens = inputs["vision_tokens"]
     embeds: torch.Tensor = vlm.get_input_embeddings()(ids)
     is_image = ids == vlm.config.image_token_id
-    assert int(is_image.sum()) == len(tokens), (
-        f"{int(is_image.sum())} image places, {len(tokens)} vision tokens"
-    )
     return embeds.masked_scatter(is_image.unsqueeze(-1), tokens.to(embeds.dtype))
 
 

@@ -66,8 +66,7 @@ class VlmEmbedder(VisionBase, TrainableWeights):
         self._check_format()
         self.root_module = self.vlm
         self.base_path = settings.path
-        sequential = self.format.positions == "sequential"
-        self.module = VlmModule(self.vlm, self.language_model_inputs, sequential)
+        self.module = VlmModule(self.vlm, self.language_model_inputs)
         if adapter is None and settings.start_adapter is not None:
             self._load_start_adapter(resolve_adapter(settings.start_adapter))
         elif adapter is not None:
@@ -196,13 +195,13 @@ class VlmEmbedder(VisionBase, TrainableWeights):
             padding_side="right",
             return_tensors="pt",
             split_special_tokens=True,
-        ).to(self.device)
-        return {
-            "input_ids": batch["input_ids"],
-            "attention_mask": batch["attention_mask"],
-            "vision_tokens": torch.zeros(0, self.vision_width(), device=self.device),
-            "image_grid_thw": torch.zeros(0, 3, dtype=torch.long, device=self.device),
+        )
+        no_images = {
+            "vision_tokens": torch.zeros(0, self.vision_width()),
+            "image_grid_thw": torch.zeros(0, 3, dtype=torch.long),
         }
+        ids_and_mask = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        return self.on_device(ids_and_mask | no_images)
 
     def make_trainable(self, tuning: TuningSettings, seed: int) -> None:
         """Make weights trainable, and check gradients with packing and compiling."""

@@ -19,21 +19,17 @@ from cirloop.backbones.packing import attention_of, pack
 MIN_MLP_ROWS = 16
 """Rows that the last MLP gets at least: products of very few rows are summed in another order, and
 an embedding is not to depend on its batch."""
-InputsOf = Callable[[VisionLanguageModel, Inputs, bool], Inputs]
+InputsOf = Callable[[VisionLanguageModel, Inputs], Inputs]
 """`VisionBase.language_model_inputs`."""
 
 
 class VlmModule(nn.Module):
     """A vision-language model whose last token's hidden state is the embedding."""
 
-    def __init__(
-        self, vlm: VisionLanguageModel, inputs_of: InputsOf, sequential: bool = False
-    ) -> None:
+    def __init__(self, vlm: VisionLanguageModel, inputs_of: InputsOf) -> None:
         super().__init__()
         self.vlm = vlm
         self.inputs_of = inputs_of
-        self.sequential = sequential
-        """Number image tokens as text is numbered."""
         self.autocast_dtype: torch.dtype | None = None
         """Dtype of computation, where some weights of the language model are float32 only."""
         self.packed = False
@@ -44,7 +40,7 @@ class VlmModule(nn.Module):
     def forward(self, inputs: Inputs) -> torch.Tensor:
         """Return unit-norm embeddings (B, D), float32, of right-padded rows."""
         mask = inputs["attention_mask"]
-        model_inputs = self.inputs_of(self.vlm, inputs, self.sequential)
+        model_inputs = self.inputs_of(self.vlm, inputs)
         if self.packed:
             attention = attention_of(self.vlm.model.language_model)
             model_inputs = pack(model_inputs, attention)

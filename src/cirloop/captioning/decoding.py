@@ -80,7 +80,7 @@ class StopWhenHalfFinished(StoppingCriteria):
 def decode(
     vlm: VisionLanguageModel, prefilled: PrefillState, max_new_tokens: int, **generate_kwargs: Any
 ) -> list[torch.Tensor]:
-    """Decode the tokens of each row's answer, padded behind its end.
+    """Decode the tokens of each row's answer, padded behind its end, on the host.
 
     `generate_kwargs` go to `generate`. `prefilled` is not changed.
     """
@@ -108,7 +108,8 @@ def decode(
         )
         num_new = output.shape[1] - ids.shape[1]
         finished_B = criterion.finished(output) | (output.shape[1] == stop)
-        answers |= dict(zip(rows_B[finished_B].tolist(), output[finished_B, start:], strict=True))
+        ended = output[finished_B, start:].cpu()
+        answers |= dict(zip(rows_B[finished_B].tolist(), ended, strict=True))
         remaining = (~finished_B).nonzero()[:, 0]
         cache.batch_select_indices(remaining)
         ids = output[remaining]

@@ -139,7 +139,8 @@ def _prefix_groups(
 def _inputs(
     captioner: VisionBase, rows: Sequence[torch.Tensor], tokens: torch.Tensor, grids: torch.Tensor
 ) -> Inputs:
-    """Return inputs as `VisionBase.collate` makes them, left-padded; images may be missing."""
+    """Return inputs as `VisionBase.collate` makes them, left-padded, of rows on the host; images
+    may be missing."""
     masks = [torch.ones_like(row) for row in rows]
     pad = captioner.processor.tokenizer.pad_token_id
     inputs = {
@@ -148,7 +149,7 @@ def _inputs(
         "vision_tokens": tokens,
         "image_grid_thw": grids,
     }
-    return {name: to_device(tensor, captioner.device) for name, tensor in inputs.items()}
+    return captioner.on_device(inputs)
 
 
 def _extend(
@@ -162,7 +163,7 @@ def _extend(
     model_inputs = captioner.language_model_inputs(captioner.vlm, inputs)
     positions = model_inputs["position_ids"]
     if before is not None:
-        parents_U = torch.tensor(parents, device=ids.device)
+        parents_U = to_device(torch.tensor(parents), ids.device)
         cache = DynamicCache([(keys[parents_U], values[parents_U]) for keys, values in before.past])
         positions = positions + before.positions_3BT.amax((0, 2))[parents_U, None] + 1
     positions = positions * mask

@@ -15,7 +15,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -42,8 +42,8 @@ class StageMetrics:
 
     seconds: float = 0.0
     waiting: float = 0.0
-    """Seconds in which the model had nothing to do, since images or features were not there
-    yet."""
+    """Seconds in which the host waited for images or features; a GPU may compute meanwhile what it
+    was asked before."""
     images_encoded: int = 0
     images_cached: int = 0
     """Unlike images whose features lay on disk when the stage first wanted them."""
@@ -113,6 +113,17 @@ class _Meter:
         self.profile = profile
         self.inside = False
         self.known: dict[str, set[str]] = defaultdict(set)
+        self.places = 0
+        self.tokens: dict[Any, Any] = {}
+        """Tokens in these places of batches, summed on each device: reading a number back makes the
+        host wait for the device."""
+
+    def read_tokens(self) -> None:
+        """Put the tokens into the metrics."""
+        tokens = sum(int(count) for count in self.tokens.values())
+        self.cost.tokens += tokens
+        self.cost.padding += self.places - tokens
+        self.places, self.tokens = 0, {}
 
 
 _current: ContextVar[_Meter | None] = ContextVar("cost", default=None)
@@ -130,6 +141,7 @@ def metering(profile: Path | None = None) -> Iterator[StageMetrics]:
     before = _current.set(meter)
     try:
         yield meter.cost
+        meter.read_tokens()
     finally:
         _current.reset(before)
         cost = meter.cost
@@ -140,6 +152,8 @@ def metering(profile: Path | None = None) -> Iterator[StageMetrics]:
             cost.memory_bytes, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
         )
         cost.gpu_bytes = max(cost.gpu_bytes, cuda.max_memory_allocated() if cuda is not None else 0)
+        with suppress(RuntimeError):  # of a device that failed, which the error in flight says
+            meter.read_tokens()
 
 
 def _cuda() -> Any:
@@ -184,10 +198,10 @@ def add(**counts: float) -> None:
 def add_tokens(inputs: Mapping[str, Any]) -> None:
     """Add the tokens of a model's `inputs` by its attention mask, and the positions that are
     padding."""
-    mask = inputs.get("attention_mask")
-    if mask is not None:
-        tokens = int(mask.sum())
-        add(tokens=tokens, padding=mask.numel() - tokens)
+    meter, mask = _current.get(), inputs.get("attention_mask")
+    if meter is not None and mask is not None:
+        meter.places += mask.numel()
+        meter.tokens[mask.device] = meter.tokens.get(mask.device, 0) + mask.sum()
 
 
 def count_cache_hits(tower: str, digests: Collection[str], missing: Collection[str] = ()) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -23,6 +23,7 @@ from cirloop.backbones.base import (
 )
 from cirloop.backbones.features import VisionCache
 from cirloop.backbones.oom_retry import run_with_oom_split
+from cirloop.backbones.transfer import one_behind, to_host
 from cirloop.monitoring import profiling
 from cirloop.types import ImageId, Query
 
@@ -127,8 +128,6 @@ def embed_shard(
     ]
     batches = batches_of(lengths, batch_size, max_tokens)[shard[0] :: shard[1]]
     backbone.module.eval()
-    computed: list[tuple[Sequence[EmbedInput], torch.Tensor]] = []
-    embedded: list[npt.NDArray[np.float32]] = []
 
     def vectors_of(batch: Sequence[EmbedInput]) -> torch.Tensor:
         inputs = backbone.inputs(batch, features.get([item.image for item in batch]))
@@ -136,14 +135,18 @@ def embed_shard(
         profiling.add_tokens(inputs)
         return vectors
 
-    for rows in profiling.profile_batches(progress(batches, title), "embedding"):
-        batch = [items[i] for i in rows]
-        vectors = torch.cat(run_with_oom_split(vectors_of, batch, "items to embed", WAY_OUT))
-        profiling.add(items=len(batch))
-        computed.append((batch, vectors))
-        if len(computed) == 2:  # while a GPU computes a batch, the one before is fetched
-            embedded.append(_to_host(*computed.pop(0)))
-    embedded += [_to_host(*pair) for pair in computed]
+    def computed() -> Iterator[tuple[Sequence[EmbedInput], Callable[[], torch.Tensor]]]:
+        for rows in profiling.profile_batches(progress(batches, title), "embedding"):
+            batch = [items[i] for i in rows]
+            vectors = torch.cat(run_with_oom_split(vectors_of, batch, "items to embed", WAY_OUT))
+            profiling.add(items=len(batch))
+            yield batch, to_host(vectors)
+
+    embedded: list[npt.NDArray[np.float32]] = []
+    for batch, copied in one_behind(computed()):
+        vectors = copied().numpy()
+        check_finite(batch, vectors)
+        embedded.append(vectors)
     done = [row for rows in batches for row in rows]
     logger.info(
         "%s: %d of %d unique inputs in %d batches, %.1f s",
@@ -155,13 +158,6 @@ def embed_shard(
         extra={"bar": True},  # a terminal had the bar; a stage's own line has the sum
     )
     return done, np.concatenate(embedded) if embedded else np.zeros((0, 0), np.float32)
-
-
-def _to_host(batch: Sequence[EmbedInput], vectors: torch.Tensor) -> npt.NDArray[np.float32]:
-    """Return a batch's vectors. Raises NonFiniteEmbedding where one is not finite."""
-    on_host: npt.NDArray[np.float32] = vectors.cpu().numpy()
-    check_finite(batch, on_host)
-    return on_host
 
 
 @torch.inference_mode()

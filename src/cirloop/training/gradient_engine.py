@@ -20,6 +20,7 @@ from cirloop.backbones import EmbedInput
 from cirloop.backbones.base import Backbone, Inputs, deduplicate
 from cirloop.backbones.features import VisionCache
 from cirloop.backbones.similarity import similarity
+from cirloop.backbones.transfer import to_device
 from cirloop.monitoring import profiling
 from cirloop.training.batches import Batch, BatchSampler
 from cirloop.training.config import TrainingSettings
@@ -70,9 +71,9 @@ def candidate_masks(
 ) -> CandidateMasks:
     """Return the masks of a batch; with `num_hard_candidates`, online mining ignores the rest."""
     device = scores_BN.device
-    target_B = torch.from_numpy(batch.target_B).to(device)
-    known_positive_BN = torch.from_numpy(batch.known_positive_BN).to(device)
-    hard_negatives_BK = torch.from_numpy(batch.hard_negatives_BK).to(device)
+    target_B = to_device(torch.from_numpy(batch.target_B), device)
+    known_positive_BN = to_device(torch.from_numpy(batch.known_positive_BN), device)
+    hard_negatives_BK = to_device(torch.from_numpy(batch.hard_negatives_BK), device)
     if not settings.num_hard_candidates:
         return CandidateMasks(target_B, known_positive_BN, hard_negatives_BK)
     kept_BN = hard_candidate_mask(

@@ -171,7 +171,7 @@ class Trainer:
         if self.master_weights is not None:
             self.master_weights.copy_to_model()
         # A loss of 0, where no negative counts, moves nothing.
-        if norm is None or 0 < norm < math.inf:
+        if before and (norm is None or 0 < norm < math.inf):
             self._assert_all_trained(before)
             before.clear()
         row: StepRow = {

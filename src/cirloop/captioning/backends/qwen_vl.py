@@ -84,10 +84,10 @@ class QwenVLCaptioner(qwen2_vl.VisionMixin):
     ) -> PrefillState:
         """Read the requests by the language model, whose adapter must be off."""
         texts = [self.render_chat(prompt, request.text) for request in requests]
-        inputs = self.collate(texts, vision, side="left")
+        batch = self.tokenize_with_images(texts, vision, side="left")
         rows = [
             ids[mask.bool()]
-            for ids, mask in zip(inputs["input_ids"], inputs["attention_mask"], strict=True)
+            for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
         ]
         return prefill(self, rows, requests, vision, self.shares_prefixes)
 
