@@ -136,7 +136,7 @@ def decoding(check: Check) -> None:
         wait()
         first = time.perf_counter() - began
         began = time.perf_counter()
-        made[name] = call()
+        made[name] = call().cpu()
         wait()
         took = time.perf_counter() - began
         first_of = made["as captions are"][:, : args.new_tokens]

@@ -18,7 +18,7 @@ cut off still tells:
                28,225 queries, 16,939 images, 20,000 texts, one epoch
 
 `of limit` is the share of the measured FLOP/s (FLOPs by torch's counter), `waiting` that of time
-without pixels or features, `halved` the batches that memory did not hold. Ends with 1 where a part
+in which the host waited for pixels or features, `halved` the batches that memory did not hold. Ends with 1 where a part
 failed.
 
     scripts/gpu_check.sh

@@ -179,7 +179,8 @@ def simulate(put: Callable[[Any, str, Any], object] = setattr) -> None:
 
     def is_available() -> bool:
         asks = sys._getframe(1).f_globals["__name__"]
-        return asks.startswith("cirloop") and asks not in elsewhere
+        ours = asks.startswith("cirloop") or asks in {"__main__", "_gpu_round", "_model"}
+        return ours and asks not in elsewhere
 
     def create_accelerator(hang_timeout_minutes: float = 30) -> Accelerator:
         accelerator = worker._create_on_cpu(timedelta(minutes=hang_timeout_minutes), fsdp=False)
