@@ -569,6 +569,12 @@ ROWS = (
         env={"TORCHDYNAMO_DISABLE": "1"},
     ),  # compiling takes a minute; tests/backbones/test_compile.py does it
     Row(
+        f"{PYTHON} benchmarks/packed_and_compiled.py --dtype bfloat16"
+        " --sides plain packed adapters",
+        "--size small --threads 1 --repeats 1 --num 6 --batch 2 --chunk 1",
+        says="adapters: ",
+    ),
+    Row(
         f"{PYTHON} benchmarks/patch_embedding.py",
         "--patches 32 --repeats 2",
         says="largest difference",
