@@ -160,15 +160,27 @@ def embed_shard(
     return done, np.concatenate(embedded) if embedded else np.zeros((0, 0), np.float32)
 
 
-@torch.inference_mode()
 def embed_once(
     backbone: Backbone, features: VisionSource, items: Sequence[EmbedInput]
 ) -> npt.NDArray[np.float32]:
     """Embed a few items as one batch, without a log line: a query that a person waits for."""
+    return begin_embedding(backbone, features, items)()
+
+
+@torch.inference_mode()
+def begin_embedding(
+    backbone: Backbone, features: VisionSource, items: Sequence[EmbedInput]
+) -> Callable[[], npt.NDArray[np.float32]]:
+    """Begin to embed items as one batch; return what waits for their vectors and gives them."""
     backbone.module.eval()
     inputs = backbone.inputs(items, features.get([item.image for item in items]))
-    vectors: npt.NDArray[np.float32] = backbone.module(inputs).cpu().numpy()
-    check_finite(items, vectors)
+    copied = to_host(backbone.module(inputs))
+
+    def vectors() -> npt.NDArray[np.float32]:
+        on_host: npt.NDArray[np.float32] = copied().numpy()
+        check_finite(items, on_host)
+        return on_host
+
     return vectors
 
 

@@ -29,6 +29,7 @@ from cirloop.backbones import EmbedInput
 from cirloop.backbones.base import Backbone
 from cirloop.backbones.prefetch import prefetch_images
 from cirloop.backbones.similarity import mean_pool
+from cirloop.backbones.transfer import one_behind
 from cirloop.config.runtime import Runtime
 from cirloop.data.images import FileImages
 from cirloop.distributed import launcher, process
@@ -39,7 +40,7 @@ from cirloop.retrieval.embed import (
     DecodedImages,
     NonFiniteEmbedding,
     Progress,
-    embed_once,
+    begin_embedding,
     embed_texts,
 )
 from cirloop.retrieval.sentence_encoder import SentenceEncoder
@@ -162,10 +163,15 @@ def _image_vectors(
     each image is wanted once."""
     files = FileImages({image: options.image_dir / image for batch in batches for image in batch})
     loaded = prefetch_images(batches, files, backbone.prepare_images, options.num_workers)
+    begun = (
+        begin_embedding(
+            backbone, DecodedImages(backbone, *decoded), [EmbedInput(image) for image in batch]
+        )
+        for batch, decoded in zip(shown(batches, "embed images"), loaded, strict=True)
+    )
     with closing(loaded):
-        for batch, decoded in zip(shown(batches, "embed images"), loaded, strict=True):
-            features = DecodedImages(backbone, *decoded)
-            yield mean_pool(embed_once(backbone, features, [EmbedInput(image) for image in batch]))
+        for vectors in one_behind(begun):
+            yield mean_pool(vectors())
 
 
 def _save(path: Path, vectors: Iterable[Floats]) -> float:
