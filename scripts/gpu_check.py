@@ -17,9 +17,9 @@ cut off still tells:
     round      this device's rates for `cirloop plan`, and a round of CIRR's size from them:
                28,225 queries, 16,939 images, 20,000 texts, one epoch
 
-`of limit` is the share of the measured FLOP/s (FLOPs by torch's counter), `waiting` that of time
-in which the host waited for pixels or features, `halved` the batches that memory did not hold. Ends with 1 where a part
-failed.
+`of limit` is the share of the measured FLOP/s (FLOPs by torch's counter), `waiting` that of time in
+which the host waited for pixels or features, `halved` the batches that memory did not hold. Ends
+with 1 where a part failed.
 
     scripts/gpu_check.sh
     scripts/gpu_check.sh --extend_rates src/cirloop/stages/rates.json
