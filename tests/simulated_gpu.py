@@ -192,6 +192,9 @@ def simulate(put: Callable[[Any, str, Any], object] = setattr) -> None:
         "synchronize": lambda: None,
         "mem_get_info": lambda: (size, size),
         "device_count": lambda: 1,
+        "current_device": lambda: 0,
+        "get_rng_state": lambda device: torch.get_rng_state(),
+        "set_rng_state": lambda state, device: None,
         "get_device_name": lambda: "simulated",
     }
     for name, value in replaced.items():

@@ -1,5 +1,5 @@
 """A stage whose weights lie in pieces on two processes, under `accelerate launch`: `... sharded.py
-CACHE OUTPUT`.
+CACHE OUTPUT DTYPE`.
 
 Writes the adapter, the log, what the training processes themselves make of some items, and the
 largest share of the weights that one process held.
@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed
+from deepspeed.utils import groups
 from torch.distributed.tensor import DTensor
 
 from cirloop.backbones import EmbedInput, LoraSettings
@@ -78,9 +79,12 @@ def trained(work: Path, cache: Path, last: int | None = None, **more: Any) -> Tr
 
 def main() -> None:
     faulthandler.dump_traceback_later(int(os.environ.get("TIMEOUT", "200")), exit=True)
-    cache, output = map(Path, sys.argv[1:])
-    accelerate = create_accelerator()
-    trainer = trained(output, cache)
+    cache, output = map(Path, sys.argv[1:3])
+    accelerate = create_accelerator(hang_timeout_minutes=7)
+    if accelerate.distributed_type.value == "DEEPSPEED":
+        group = groups._get_data_parallel_group()
+        assert group._get_backend(torch.device("cpu")).options._timeout.total_seconds() == 420
+    trainer = trained(output, cache, model={"dtype": sys.argv[3]})
     assert is_sharded(trainer.accelerator)
     found = vectors(trainer)
     trainer.save_adapter(output / "adapter")

@@ -13,18 +13,21 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 
-from cirloop.artifacts.store import file_digests
+from cirloop.artifacts.store import Store, file_digests
 from cirloop.cli import runner
 from cirloop.cli.evaluate import EvalConfig, evaluate
 from cirloop.config.runtime import Runtime
 from cirloop.distributed import launcher
+from cirloop.distributed.sharded_executor import DistributedCaptioner
 from cirloop.monitoring.costs import Costs
 from cirloop.stages.caption import caption
+from cirloop.stages.context import RunContext
 from cirloop.stages.evaluate import evaluate as evaluate_stage
 from cirloop.stages.mine import mine
 from cirloop.stages.train import train
@@ -131,6 +134,33 @@ def test_an_accelerate_config_says_how_many() -> None:
     file = ROOT / "configs/accelerate/nodes_2.yaml"
     assert launcher.num_processes(Runtime(accelerate_config=file)) == 16
     assert launcher.num_processes(Runtime(accelerate_config=file, num_processes=2)) == 2
+
+
+def test_two_machines_get_one_world_with_their_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DeepSpeed's own launcher, Accelerate's default, would make one of each machine."""
+    slurm = {"SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_ID": "7", "SLURM_CPUS_PER_TASK": "64"}
+    for name, value in slurm.items():
+        monkeypatch.setenv(name, value)
+    zero = Runtime(num_processes=16, deepspeed=ROOT / "configs/deepspeed/zero2.json")
+    line = " ".join(launcher.srun_wrap(launcher.launch_command(zero, nodes=2)))
+    assert "--deepspeed_multinode_launcher standard" in line and "--cpus-per-task=64" in line
+    assert "--num_machines 2" in line and "--ntasks-per-node=1" in line
+    ddp = " ".join(launcher.launch_command(Runtime(num_processes=16), nodes=2))
+    assert "deepspeed" not in ddp
+
+
+@pytest.mark.parametrize("kind", ["vllm", "qwen2_vl"])
+def test_an_engine_that_takes_gpus_by_itself_is_the_drivers(
+    kind: str, small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM's would be on the first GPU in every process."""
+    config = small(tmp_path, foundation={"type": kind}, runtime={"num_processes": 2})
+    run = RunContext(config, Store(tmp_path), config.data.build(None))
+    engine = SimpleNamespace(input_kind="images")
+    monkeypatch.setattr(run.models, "captioner", lambda *_: engine)
+    captioner: Any = run.captioner(lambda: None)  # type: ignore[arg-type,return-value]
+    assert isinstance(captioner, DistributedCaptioner) == (kind == "qwen2_vl")
+    assert kind == "qwen2_vl" or captioner.captioner is engine
 
 
 def command(tmp_path: Path, config: Any) -> list[str]:

@@ -26,15 +26,18 @@ RUNTIMES = {
 
 
 @pytest.mark.full
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("kind", RUNTIMES)
 def test_weights_in_pieces_are_trained_and_saved_whole(
-    kind: str, cache: Path, tmp_path: Path
+    kind: str, dtype: str, cache: Path, tmp_path: Path
 ) -> None:
-    alone = trainer_of(tmp_path / "alone", cache, lora=LoraSettings(dropout=0.0))
+    """Adapters in float32, of a base in either."""
+    lora, model = LoraSettings(dropout=0.0), {"dtype": dtype}
+    alone = trainer_of(tmp_path / "alone", cache, lora=lora, model=model)
     start = {name: value.clone() for name, value in alone.backbone.adapter_state().items()}
     log = alone.run(lambda steps: steps)
     one = alone.backbone.adapter_state()
-    words = [str(ROOT / "tests/distributed/sharded.py"), str(cache), str(tmp_path)]
+    words = [str(ROOT / "tests/distributed/sharded.py"), str(cache), str(tmp_path), dtype]
     command = [*launcher.launch_command(RUNTIMES[kind]), *words]
     environment = launcher.worker_environment(RUNTIMES[kind].deepspeed) | {"OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] += os.pathsep + str(ROOT)
@@ -55,9 +58,11 @@ def test_weights_in_pieces_are_trained_and_saved_whole(
     )
     assert float(moved.norm()) > 0 and float(torch.cosine_similarity(moved, other, dim=0)) > 0.9
     # one process loads the adapter and scores as the training processes did
-    backbone = Qwen2VLSettings(dtype="float32").build(tmp_path / "adapter")
+    backbone = Qwen2VLSettings(dtype=dtype).build(tmp_path / "adapter")
     backbone.module.eval()
     with torch.inference_mode():
         rows_ = [backbone.module(alone.engine._inputs_of([item])) for item in items(alone)]
     found = torch.cat(rows_).numpy()
-    assert np.abs(found - np.load(tmp_path / "vectors.npy")).max() < 1e-5
+    # ZeRO-3 has a product of its own, which rounds bfloat16 otherwise
+    apart = 5e-3 if dtype == "bfloat16" else 1e-5
+    assert np.abs(found - np.load(tmp_path / "vectors.npy")).max() < apart

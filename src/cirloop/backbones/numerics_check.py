@@ -104,7 +104,8 @@ def check_gradient(embedder: VlmEmbedder) -> None:
     def gradient(setting: str) -> torch.Tensor:
         """Compute a gradient; packed rows draw another dropout than padded ones, so without it."""
         embedder.module.train(setting == "compile")
-        with torch.random.fork_rng():
+        devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+        with torch.random.fork_rng(devices):
             torch.manual_seed(0)
             vectors = embedder.module(probe_batch(embedder))
         direction = torch.linspace(-1, 1, vectors.numel(), device=vectors.device)

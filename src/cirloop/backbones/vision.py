@@ -52,7 +52,8 @@ def load_vlm(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     options: dict[str, Any] = {"dtype": getattr(torch, dtype), "attn_implementation": attention}
     if quantization == "nf4":
-        options |= {"quantization_config": _nf4(dtype), "device_map": {"": device}}
+        options["quantization_config"] = _nf4(dtype)
+        options["device_map"] = {"": torch.cuda.current_device()}  # threads load it
     subject = f"model path {path!r}"
     vlm = load_pretrained(AutoModelForImageTextToText, directory, subject, WAY_OUT, **options)
     with loading_errors(subject, WAY_OUT):

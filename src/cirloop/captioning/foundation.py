@@ -108,8 +108,10 @@ class GenericFoundation(LoadedFoundation):
 
 class VllmFoundation(Foundation):
     """Any model that vLLM serves with two images, by its offline engine, in an environment of its
-    own (scripts/vllm_env.sh)."""
+    own (scripts/vllm_env.sh). It takes GPUs by itself, from the first on: only the driver loads it.
+    """
 
+    in_processes: ClassVar[bool] = False
     is_timed: ClassVar[bool] = False
     resultless: ClassVar[frozenset[str]] = frozenset(
         {"gpu_memory_utilization", "max_num_seqs", "tensor_parallel_size", "enforce_eager"}

@@ -26,6 +26,8 @@ class Foundation(ModelSettings):
     """Whether what it says of a text is never wrong."""
     can_describe: ClassVar[bool] = True
     """Whether the model can say what an image shows."""
+    in_processes: ClassVar[bool] = True
+    """Whether each process of a run loads it for a share of the questions."""
     is_timed: ClassVar[bool] = True
     """Whether its texts are timed on a sample before a run."""
     resultless: ClassVar[frozenset[str]] = frozenset()

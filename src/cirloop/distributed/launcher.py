@@ -114,7 +114,8 @@ def run_sharded(job: ShardJob, runtime: Runtime) -> None:
     """
     import torch
 
-    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    on_gpu = torch.cuda.is_available()
+    threads = {} if on_gpu else {"OMP_NUM_THREADS": str(torch.get_num_threads())}
     without_deepspeed = runtime.model_copy(update={"deepspeed": None})
     _run(job, without_deepspeed, worker_environment() | threads, f"{job.title}: the processes")
 
@@ -248,6 +249,8 @@ def srun_wrap(command: Sequence[str]) -> list[str]:
     if num == 1:
         return [*command]
     tasks = [f"--nodes={num}", f"--ntasks={num}", "--ntasks-per-node=1", "--kill-on-bad-exit=1"]
+    cores = os.environ.get("SLURM_CPUS_PER_TASK")  # srun does not take it from its job
+    tasks += [f"--cpus-per-task={cores}"] if cores else []
     line = shlex.join(command).replace(NODE, '"$SLURM_NODEID"')
     return ["srun", *tasks, "bash", "-c", f"exec {line}"]
 
@@ -288,4 +291,6 @@ def _flags(runtime: Runtime, nodes: int) -> list[str]:
         flags += [] if deepspeed or runtime.num_processes == 1 else ["--multi_gpu"]
     if deepspeed is not None:
         flags += ["--use_deepspeed", "--deepspeed_config_file", str(deepspeed)]
+        if nodes > 1:  # else Accelerate asks DeepSpeed's own launcher, which knows one machine
+            flags += ["--deepspeed_multinode_launcher", "standard"]
     return flags

@@ -67,7 +67,19 @@ def create_accelerator(hang_timeout_minutes: float = 30) -> Accelerator:
     else:
         accelerate = _create_on_cpu(timeout, fsdp=fsdp)
     unset_hf_deepspeed_config()
+    if accelerate.distributed_type == DistributedType.DEEPSPEED:
+        _limit_zero(timeout)
     return accelerate
+
+
+def _limit_zero(timeout: timedelta) -> None:
+    """Let ZeRO's processes wait for each other as long as others do. It makes a group of its own,
+    which would get torch's timeout: with NCCL 10 minutes."""
+    from deepspeed.utils import groups
+    from torch.distributed import new_group
+
+    if groups._WORLD_GROUP is None:  # no public name
+        groups._WORLD_GROUP = new_group(timeout=timeout)
 
 
 def _create_on_cpu(timeout: timedelta, *, fsdp: bool) -> Accelerator:

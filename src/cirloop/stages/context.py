@@ -186,7 +186,7 @@ class RunContext:
 
     def captioner(self, backbone: Callable[[], Embedder]) -> CaptionClient:
         """Return the captioner for the train split's images, in this process or in several; a
-        server is asked by this process alone.
+        server, or vLLM, is asked by this process alone.
 
         In this process it shares the weights of the embedder that `backbone` returns, where that
         has the same base. Delete it before the embedder is used again.
@@ -198,7 +198,7 @@ class RunContext:
         client = config.foundation.client(train.images, journal, progress)
         if client is not None:
             return client
-        if launcher.num_processes(config.runtime) > 1:
+        if config.foundation.in_processes and launcher.num_processes(config.runtime) > 1:
             return DistributedCaptioner(self._executor(train), answers)
         captioner = self.models.captioner(backbone(), train)
         return BatchedCaptioner(
