@@ -101,11 +101,11 @@ class VisionMixin(VisionBase):
             self._check_budget(image, grid)
         pixels = to_device(prepared["pixel_values"], self.device, visual.dtype)
         stays = () if "flash" in attention_of(visual) else BOUNDS
-        made = {
+        tower_inputs = {
             name: tensor if name in stays else to_device(tensor, self.device)
             for name, tensor in self.tower_inputs(grids).items()
         }
-        output = visual(pixels, grid_thw=grids, **made)
+        output = visual(pixels, grid_thw=grids, **tower_inputs)
         sizes = (grids.prod(-1) // visual.spatial_merge_size**2).tolist()
         tokens_of_images = self.token_features(output).split(sizes)
         return [

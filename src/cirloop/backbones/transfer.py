@@ -41,10 +41,10 @@ def to_host(tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
 def one_behind(batches: Iterable[T]) -> Iterator[T]:
     """Yield each of `batches` when the next one has been made, and the last at the end.
 
-    Made of what a GPU was asked for, a batch is then computed while the host prepares the next.
+    Where making a batch asks a GPU for results, it computes them while the host makes the next.
     """
-    made: list[T] = []
+    previous: list[T] = []
     for batch in batches:
-        yield from made
-        made = [batch]
-    yield from made
+        yield from previous
+        previous = [batch]
+    yield from previous

@@ -168,8 +168,8 @@ def loading_errors(subject: str, way_out: str) -> Iterator[None]:
     try:
         yield
     except unloadable() as error:
-        said = f"{type(error).__name__}: {error}"
-        raise UserError(f"{subject} cannot be loaded: {said}\n{way_out}") from None
+        message = f"{type(error).__name__}: {error}"
+        raise UserError(f"{subject} cannot be loaded: {message}\n{way_out}") from None
 
 
 def load_pretrained(

@@ -123,7 +123,8 @@ class _Meter:
         tokens = sum(int(count) for count in self.tokens.values())
         self.cost.tokens += tokens
         self.cost.padding += self.places - tokens
-        self.places, self.tokens = 0, {}
+        self.places = 0
+        self.tokens.clear()
 
 
 _current: ContextVar[_Meter | None] = ContextVar("cost", default=None)
@@ -198,7 +199,8 @@ def add(**counts: float) -> None:
 def add_tokens(inputs: Mapping[str, Any]) -> None:
     """Add the tokens of a model's `inputs` by its attention mask, and the positions that are
     padding."""
-    meter, mask = _current.get(), inputs.get("attention_mask")
+    meter = _current.get()
+    mask = inputs.get("attention_mask")
     if meter is not None and mask is not None:
         meter.places += mask.numel()
         meter.tokens[mask.device] = meter.tokens.get(mask.device, 0) + mask.sum()
