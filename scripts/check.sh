@@ -10,3 +10,4 @@ cd "$root"
 "$python" -m ruff format --check .
 "$python" -m mypy
 "$python" scripts/command_pages.py --check
+"$python" -m pytest -q -n 0 tests/test_imports.py  # layers, sizes of files; two seconds

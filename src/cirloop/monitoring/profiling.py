@@ -169,10 +169,10 @@ def worker_metrics(directory: Path, number: int, profile: Path | None) -> Iterat
     with metering(profile if number == 0 else None) as cost:
         yield
     directory.mkdir(parents=True, exist_ok=True)
-    aside = directory / f".cost_{number}.json"
-    with with_filename(aside):
-        aside.write_text(json.dumps(cost.to_json()), "utf-8")
-    aside.replace(directory / f"cost_{number}.json")
+    temporary = directory / f".cost_{number}.json"
+    with with_filename(temporary):
+        temporary.write_text(json.dumps(cost.to_json()), "utf-8")
+    temporary.replace(directory / f"cost_{number}.json")
 
 
 @contextmanager
@@ -288,14 +288,11 @@ def _profiler(save: Callable[[Any], None]) -> Any:
 
 def _save_trace(profiler: Any, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{os.getpid()}.{path.name}")
-    profiler.export_chrome_trace(str(aside))
-    aside.replace(path)
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    profiler.export_chrome_trace(str(temporary))
+    temporary.replace(path)
     rows = profiler.key_averages()
-    by = (
-        "self_device_time_total"
-        if any(row.self_device_time_total for row in rows)
-        else "self_cpu_time_total"
-    )
+    device = "device" if any(row.self_device_time_total for row in rows) else "cpu"
+    by = f"self_{device}_time_total"
     table = rows.table(sort_by=by, row_limit=10, max_name_column_width=40)
     logger.info("profile: %s; its longest operators:\n%s", path, table)
