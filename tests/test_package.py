@@ -103,9 +103,9 @@ def test_the_help_of_each_command_fits_a_screen(
         ("search", ["--experiment-dir", "x", "--top-k", "0"], "top_k: Input should be greater"),
         ("export", ["--experiment-dir", "x", "--format", "y"], "format: Input should be"),
         ("compare", ["a", "b", "--examples", "-1"], "--examples: Input should be greater"),
-        ("import", ["a.csv", "--skip-rows", "-1"], "--skip-rows: Input should be greater"),
-        ("plan", ["--num-devices", "0"], "--num-devices: Input should be greater"),
-        ("init", ["--gpu-memory", "-1"], "--gpu-memory: Input should be greater"),
+        ("import", ["a.csv", "--skip-rows", "-1"], "--skip_rows: Input should be greater"),
+        ("plan", ["--num-devices", "0"], "--num_devices: Input should be greater"),
+        ("init", ["--gpu-memory", "-1"], "--gpu_memory: Input should be greater"),
     ],
 )
 def test_flags_take_dashes_and_underscores(name: str, flags: list[str], message: str) -> None:

@@ -54,7 +54,7 @@ def test_what_does_not_go_together_is_named() -> None:
         plan.main([*SMALL, "--device", "no such device"])
     with pytest.raises(UserError, match="leave --device out"):
         plan.main([*SMALL, "--device", "H100", "--measure"])
-    with pytest.raises(UserError, match="--failed-share: Input should be less"):
+    with pytest.raises(UserError, match="--failed_share: Input should be less"):
         plan.main(["--failed_share", "2"])
     with pytest.raises(UserError, match="unrecognized"):
         plan.main(["--lr", "1"])

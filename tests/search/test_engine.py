@@ -13,13 +13,14 @@ import torch
 
 from cirloop.backbones import EmbedInput
 from cirloop.backbones.features import VisionCache
+from cirloop.config.cli import parse_flags
 from cirloop.data.images import GreyImages
 from cirloop.data.paths import DataPaths
 from cirloop.monitoring.console import progress
 from cirloop.retrieval.embed import query_items
 from cirloop.retrieval.topk import topk
 from cirloop.stages.context import RunContext, adapter_path, run_directory
-from cirloop.tools.search.config import SearchOptions, parse
+from cirloop.tools.search.config import SearchOptions
 from cirloop.tools.search.engine import MAX_TEXT, Engine, decode_upload
 from cirloop.types import ImageId, UserError
 
@@ -161,8 +162,8 @@ def test_references_that_are_none(engine: Engine, tmp_path: Path) -> None:
 
 def test_flags_come_from_the_command_line_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ITERATION", "7")
-    options = parse(SearchOptions, ["--experiment_dir", "E", "--top_k", "3"], "x")
+    options = parse_flags(SearchOptions, ["--experiment_dir", "E", "--top_k", "3"], "x")
     assert options.iteration == "best"
-    assert parse(SearchOptions, ["--experiment_dir", "E", "-k", "3"], "x").k == 3
+    assert parse_flags(SearchOptions, ["--experiment_dir", "E", "-k", "3"], "x").k == 3
     with pytest.raises(UserError, match=r"(?s)k: .*experiment_dir|experiment_dir.*k: "):
-        parse(SearchOptions, ["-k", "0"], "x")
+        parse_flags(SearchOptions, ["-k", "0"], "x")

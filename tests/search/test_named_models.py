@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from cirloop.backbones.config import ClipCombinerSettings, Qwen2VLSettings
-from cirloop.tools.search.config import SearchOptions, parse
+from cirloop.config.cli import parse_flags
+from cirloop.tools.search.config import SearchOptions
 from cirloop.tools.search.engine import Engine
 from cirloop.tools.search.models import settings_of
 from cirloop.types import UserError
@@ -64,12 +65,12 @@ def test_the_command(photos: Path, tmp_path: Path) -> None:
 )
 def test_flags_that_do_not_go_together(flags: str, said: list[str]) -> None:
     with pytest.raises(UserError) as error:
-        parse(SearchOptions, flags.split(), "search")
+        parse_flags(SearchOptions, flags.split(), "search")
     assert all(words in str(error.value) for words in said)
 
 
 def test_a_model_without_a_run_needs_no_iteration() -> None:
-    options = parse(SearchOptions, ["--model", "tiny", "--images", "photos"], "search")
+    options = parse_flags(SearchOptions, ["--model", "tiny", "--images", "photos"], "search")
     assert options.model == "tiny" and options.gallery == Path("photos")
 
 

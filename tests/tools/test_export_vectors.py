@@ -182,7 +182,7 @@ def test_what_is_wrong_is_said_before_anything_is_written(tmp_path: Path) -> Non
     (tmp_path / "run" / "config.json").write_text("{}")
     with pytest.raises(UserError, match=r"--output .* is there already and not an empty directory"):
         export(tmp_path / "run", tmp_path / "used")
-    with pytest.raises(UserError, match="--rows-per-file"):
+    with pytest.raises(UserError, match="--rows_per_file"):
         export(tmp_path / "run", tmp_path / "made", "--rows_per_file", "0")
     assert not (tmp_path / "made").exists()
 

@@ -69,7 +69,7 @@ def test_each_recipe_says_what_memory_it_needs() -> None:
         (["--gpu_memory", "24", "--dataset_name", "shapes"], "shapes: is none of cirr"),
         (["--gpu_memory", "24", "--data_dir", "nowhere"], "nowhere: there is no such directory"),
         (["--gpu_memory", "24", "--output", "my shop"], "is there already"),
-        ([], "--gpu-memory: is needed"),
+        ([], "--gpu_memory: is needed"),
     ],
 )
 def test_what_is_refused(flags: list[str], message: str) -> None:

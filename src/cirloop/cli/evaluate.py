@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from cirloop.artifacts.atomic import write_json
 from cirloop.artifacts.store import Artifact
@@ -16,7 +16,7 @@ from cirloop.cli.iterations import BASE, select_iterations
 from cirloop.cli.runner import print_results
 from cirloop.cli.score_rankings import score_rankings
 from cirloop.config import cli, notices
-from cirloop.config.run import RunConfig, format_validation_error
+from cirloop.config.run import RunConfig
 from cirloop.data import Dataset, benchmarks, locations
 from cirloop.data.paths import DataPaths
 from cirloop.distributed import launcher
@@ -62,13 +62,6 @@ class EvalConfig(cli.Flags):
     """Processes to embed in; by default the run's."""
     output_file: Path | None = None
     """Also write the results here, as JSON."""
-
-    @classmethod
-    def parse(cls, argv: Sequence[str]) -> EvalConfig:
-        try:
-            return cli.parse(cls, argv, PROGRAM)
-        except ValidationError as error:
-            raise UserError(format_validation_error(error, PROGRAM)) from None
 
 
 def select_data(options: EvalConfig, config: RunConfig) -> tuple[RunConfig, Dataset, str]:
@@ -194,7 +187,7 @@ def main(argv: Sequence[str]) -> None:
     """Evaluate as the flags say. Raises UserError for what is wrong with them, the run or the
     rankings."""
     launcher.refuse_nested_launch(sys.argv)
-    evaluate(EvalConfig.parse(argv))
+    evaluate(cli.parse_flags(EvalConfig, argv, PROGRAM))
 
 
 def evaluate(options: EvalConfig) -> list[dict[str, Any]] | dict[str, Any]:

@@ -18,7 +18,6 @@ from cirloop.artifacts.atomic import write_text
 from cirloop.cli.embedding_files import read_inputs
 from cirloop.config import cli
 from cirloop.config.cli_help import requests_help
-from cirloop.config.run import format_validation_error
 from cirloop.monitoring.console import table
 from cirloop.negatives import STRATEGIES, MiningSettings
 from cirloop.negatives.miner import MiningResult, mine
@@ -155,16 +154,8 @@ def parse(argv: Sequence[str]) -> tuple[EmbeddingMiningConfig, MiningSettings]:
         mining["only_failed_queries"] = bool(mining["only_failed_queries"])
         return options, MiningSettings(strategy=strategy, **mining)
     except ValidationError as error:
-        _missing_flags(error).raise_if_any()
-        raise UserError(format_validation_error(error, PROGRAM)) from None
-
-
-def _missing_flags(error: ValidationError) -> ValidationReport:
-    """Return all that is wrong with the flags, where a required one is missing; else nothing."""
-    problems = ValidationReport(f"All flags: {cli.program(PROGRAM)} --query-embeddings x --help")
-    if any(row["type"] == "missing" for row in error.errors()):
-        cli.report_flags(error, EmbeddingMiningConfig, problems)
-    return problems
+        help_command = f"{cli.program(PROGRAM)} --query-embeddings x --help"
+        raise cli.flag_errors(error, EmbeddingMiningConfig, help_command) from None
 
 
 def _device() -> str:

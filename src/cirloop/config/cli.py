@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from pydantic_settings import (
     BaseSettings,
     CliApp,
@@ -141,19 +141,26 @@ def parse_flags(model: type[S], argv: Sequence[str], prog: str) -> S:
     try:
         return parse(model, argv, prog)
     except ValidationError as error:
-        problems = ValidationReport(f"All flags: {program(prog)} --help")
-        report_flags(error, model, problems)
-        raise ValidationFailed(problems.rows, problems.remedies) from None
+        raise flag_errors(error, model, f"{program(prog)} --help") from None
 
 
-def report_flags(
-    error: ValidationError, model: type[BaseModel], problems: ValidationReport
-) -> None:
-    """Add a problem for each flag of `model` that is missing or wrong."""
+def flag_errors(
+    error: ValidationError, model: type[BaseSettings], help_command: str
+) -> ValidationFailed:
+    """Return an error with a problem for each flag of `model` that is missing or wrong.
+
+    `help_command` lists all flags.
+    """
+    problems = ValidationReport(f"All flags: {help_command}")
     for row in error.errors():
-        name = str(row["loc"][0])
+        name = ".".join(map(str, row["loc"]))
         field = model.model_fields.get(name)
-        about = f": {field.description}" if field else ""
-        message = f"{row['msg']} (given: {row['input']!r:.200})"
-        problem = f"is needed{about}" if row["type"] == "missing" else message
-        problems.add(f"--{'.'.join(map(str, row['loc']))}".replace("_", "-"), problem)
+        if row["type"] == "missing":
+            problem = f"is needed{f': {field.description}' if field else ''}"
+        else:
+            given = "" if row["input"] is None else f" (given: {row['input']!r:.200})"
+            problem = row["msg"].removeprefix("Value error, ") + given
+        flag = f"-{name}" if len(name) == 1 else f"--{name}"
+        kebab = model.model_config.get("cli_kebab_case")
+        problems.add(flag.replace("_", "-") if kebab else flag, problem)
+    return ValidationFailed(problems.rows, problems.remedies)

@@ -221,7 +221,7 @@ def load(arguments: Sequence[str], default_config: Path) -> RunConfig:
     try:
         config = cli.parse(Parsed, argv, parser)
     except ValidationError as error:
-        raise UserError(format_validation_error(error)) from None
+        raise UserError(_message(error)) from None
     if cli_help.requests_help(arguments):
         sys.stdout.write(cli_help.help_text(parser, config.model_dump(mode="json"), arguments))
         sys.exit()
@@ -274,7 +274,7 @@ def from_json(path: Path, **changes: Any) -> RunConfig:
             **changes,
         )
     except ValidationError as error:
-        raise UserError(f"{path}: {format_validation_error(error)}") from None
+        raise UserError(f"{path}: {_message(error)}") from None
 
 
 def save(config: RunConfig, path: Path) -> str:
@@ -291,7 +291,5 @@ def read_run_id(path: Path) -> str:
     return name
 
 
-def format_validation_error(error: ValidationError, program: str = PROGRAM) -> str:
-    """Format every problem of a validation error, with `program`'s flag for all settings."""
-    help_flag = cli_help.HELP_ALL if program == PROGRAM else cli_help.HELP
-    return errors.format_errors(error, RunConfig, f"{cli.program(program)} {help_flag}")
+def _message(error: ValidationError) -> str:
+    return errors.format_errors(error, RunConfig, f"{cli.program(PROGRAM)} {cli_help.HELP_ALL}")

@@ -17,7 +17,8 @@ from tempfile import TemporaryDirectory
 
 from pydantic import Field
 
-from cirloop.tools.search.config import SearchOptions, parse
+from cirloop.config import cli
+from cirloop.tools.search.config import SearchOptions
 from cirloop.tools.search.engine import MAX_FILE, Engine
 
 logger = logging.getLogger("cirloop.tools.demo")
@@ -46,7 +47,7 @@ class DemoConfig(SearchOptions):
 def main(argv: Sequence[str]) -> None:
     """Serve the page. Raises UserError for what is wrong with the flags, the run, the folder or the
     port."""
-    options = parse(DemoConfig, argv, PROGRAM)
+    options = cli.parse_flags(DemoConfig, argv, PROGRAM)
     engine = Engine(options)
     label = engine.label(options.iteration)
     engine.warm_up(label)

@@ -20,7 +20,7 @@ from pydantic import Field
 from cirloop.cli.iterations import BASE
 from cirloop.config import cli
 from cirloop.monitoring.console import table
-from cirloop.tools.search.config import SearchOptions, parse
+from cirloop.tools.search.config import SearchOptions
 from cirloop.tools.search.engine import Engine
 from cirloop.tools.search.queries import SearchQuery, answer, answers, lines_of, write
 from cirloop.validation import ValidationReport
@@ -51,7 +51,7 @@ class SearchConfig(SearchOptions):
 def main(argv: Sequence[str]) -> int:
     """Return the exit code. Raises UserError for what is wrong with the flags, the run or the
     folder."""
-    options = parse(SearchConfig, argv, PROGRAM)
+    options = cli.parse_flags(SearchConfig, argv, PROGRAM)
     query = SearchQuery(options.reference, options.text)
     problems = ValidationReport()
     if options.queries is not None and query != SearchQuery():

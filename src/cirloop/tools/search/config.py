@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
 
-from pydantic import AliasChoices, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import AliasChoices, Field, ValidationInfo, field_validator
 from pydantic_settings import SettingsConfigDict
 
 from cirloop.cli.iterations import BEST
 from cirloop.config import cli
-from cirloop.config.run import format_validation_error
-from cirloop.types import UserError
 
 MAX_K = 1000
 """Results of a query, at most."""
@@ -64,14 +60,3 @@ class SearchOptions(cli.Flags):
         if iteration != BEST and info.data.get("model") is not None:  # defaults are validated too
             raise ValueError("a model without a run has no iterations: leave --iteration out")
         return iteration
-
-
-S = TypeVar("S", bound=SearchOptions)
-
-
-def parse(model: type[S], argv: Sequence[str], program: str) -> S:
-    """Return the flags. Raises UserError with all that is wrong."""
-    try:
-        return cli.parse(model, argv, program)
-    except ValidationError as error:
-        raise UserError(format_validation_error(error, program)) from None
