@@ -224,7 +224,11 @@ WRONG: dict[str, tuple[Callable[[Path], object], str, str]] = {
         "--strategy must be one of attribute_mismatch, band,",
     ),
     "no such setting": (nothing, "--marginn 3", "unrecognized arguments"),
-    "k of 0": (nothing, "--negatives-per-query 0", "--negatives-per-query: Input should be greater"),
+    "k of 0": (
+        nothing,
+        "--negatives-per-query 0",
+        "--negatives-per-query: Input should be greater",
+    ),
     "no directory": (
         nothing,
         "--output none/out.json",
