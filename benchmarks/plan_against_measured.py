@@ -106,10 +106,12 @@ def captions(directory: Path) -> tuple[int, int]:
 
     from cirloop.backbones.vision import load_vlm
     from cirloop.captioning.decoding import PreallocatedCacheLayer
+    from cirloop.captioning.prefix_cache import cache_argument
 
     vlm, _, _ = load_vlm(str(directory), directory, "bfloat16", "sdpa")
     cache = DynamicCache()
-    vlm.model.language_model(**inputs_of(vlm), past_key_values=cache, use_cache=True)
+    language_model = vlm.model.language_model
+    language_model(**inputs_of(vlm), **cache_argument(language_model, cache), use_cache=True)
     layers: Any = cache.layers
     past = [(layer.keys, layer.values) for layer in layers]
     roomy = [PreallocatedCacheLayer(each, TOKENS + NEW_TOKENS) for each in past]

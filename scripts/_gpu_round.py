@@ -3,7 +3,6 @@ round of CIRR's size from measured rates. Not a program itself."""
 
 from __future__ import annotations
 
-import inspect
 import json
 import time
 from dataclasses import replace
@@ -21,7 +20,7 @@ from transformers.cache_utils import DynamicLayer
 from cirloop.backbones.base import VisionLanguageModel
 from cirloop.captioning.base import sampling_kwargs
 from cirloop.captioning.decoding import decode
-from cirloop.captioning.prefix_cache import KeysValues, PrefillState
+from cirloop.captioning.prefix_cache import KeysValues, PrefillState, cache_argument
 from cirloop.config.run import RunConfig
 from cirloop.data.paths import DataPaths
 from cirloop.monitoring.console import table
@@ -86,9 +85,7 @@ class FixedDecoder:
         ]
         shape = (rows, 1, 1, columns)
         self.mask = torch.zeros(shape, dtype=torch.bool, device=self.at.device)
-        parameters = inspect.signature(vlm.model.language_model.forward).parameters
-        name = "cache" if "cache" in parameters else "past_key_values"
-        self.kwargs = {name: self.cache, "use_cache": True}
+        self.kwargs = {**cache_argument(vlm.model.language_model, self.cache), "use_cache": True}
         self.step = torch.compile(self._step, mode=mode) if mode else self._step
 
     def _step(

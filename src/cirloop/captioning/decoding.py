@@ -17,7 +17,7 @@ from transformers.cache_utils import DynamicLayer
 
 from cirloop.backbones.base import VisionLanguageModel
 from cirloop.captioning.base import without_padding
-from cirloop.captioning.prefix_cache import KeysValues, PrefillState
+from cirloop.captioning.prefix_cache import KeysValues, PrefillState, cache_argument
 
 
 class PreallocatedCacheLayer(DynamicLayer):
@@ -98,9 +98,9 @@ def decode(
             input_ids=ids,
             attention_mask=mask,
             position_ids=positions,
-            past_key_values=cache,
             max_new_tokens=stop - ids.shape[1],
             stopping_criteria=StoppingCriteriaList([criterion]),
+            **cache_argument(vlm, cache),
             **generate_kwargs,
         )
         assert torch.equal(output[:, : ids.shape[1]], ids), (

@@ -10,6 +10,7 @@ B rows, T columns, U rows that differ up to a cut, D dimensions.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -152,6 +153,15 @@ def _inputs(
     return captioner.on_device(inputs)
 
 
+def cache_argument(model: torch.nn.Module, cache: DynamicCache) -> dict[str, DynamicCache]:
+    """Return the keyword argument that gives a model its keys and values.
+
+    Releases of transformers before `cache` call it `past_key_values`, which leaves with 5.40.
+    """
+    parameters = inspect.signature(type(model).forward).parameters
+    return {"cache" if "cache" in parameters else "past_key_values": cache}
+
+
 def _extend(
     captioner: VisionBase, before: PrefillState | None, parents: Sequence[int], inputs: Inputs
 ) -> PrefillState:
@@ -172,8 +182,9 @@ def _extend(
         ids = torch.cat([before.ids_BT[parents_U], ids], 1)
         mask = torch.cat([before.mask_BT[parents_U], mask], 1)
         positions = torch.cat([before.positions_3BT[:, parents_U], positions], 2)
-    cached = {"attention_mask": mask, "past_key_values": cache, "use_cache": True}
-    output = captioner.vlm.model.language_model(**{**model_inputs, **cached})
+    language_model = captioner.vlm.model.language_model
+    cached = {"attention_mask": mask, "use_cache": True, **cache_argument(language_model, cache)}
+    output = language_model(**{**model_inputs, **cached})
     layers: Any = cache.layers
     past = [(layer.keys, layer.values) for layer in layers]
     return PrefillState(ids, mask, positions, past, output.last_hidden_state[:, -1])
