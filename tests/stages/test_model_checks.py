@@ -98,6 +98,32 @@ def test_adapters_in_half_precision_need_whole_weights(small: Any, tmp_path: Pat
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "refused"),
+    [
+        ("deepspeed", '{"zero_optimization": {"stage": 3}}', True),
+        ("deepspeed", '{"zero_optimization": {"stage": 2}}', False),
+        ("accelerate_config", "distributed_type: FSDP", True),
+        ("accelerate_config", "deepspeed_config: {zero_stage: 3}", True),
+        ("accelerate_config", "deepspeed_config: 3", False),
+        ("accelerate_config", "distributed_type: MULTI_CPU", False),
+    ],
+)
+def test_what_sharded_weights_do_not_allow_is_named(
+    name: str, content: str, refused: bool, small: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text(content)
+    config = small(
+        tmp_path / "run",
+        model=Qwen2VLSettings(compile=True, quantization="nf4"),
+        runtime={name: tmp_path / "file"},
+    )
+    problems = ValidationReport()
+    model_checks.check_models(config, problems)
+    found = {row.where for row in problems.rows if "weights are sharded" in row.what}
+    assert found == ({"model.compile", "model.quantization"} if refused else set())
+
+
 @pytest.mark.parametrize("how", ["deepspeed", "accelerate_config"])
 def test_what_deepspeed_does_not_do_is_named(how: str, small: Any, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("{}" if how == "deepspeed" else "distributed_type: DEEPSPEED")

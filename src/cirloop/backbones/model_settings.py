@@ -15,6 +15,7 @@ from cirloop.types import UserError
 
 if TYPE_CHECKING:
     from cirloop.backbones.base import Backbone, TuningSettings
+    from cirloop.validation import ValidationReport
 
 
 class ModelSettings(Settings):
@@ -52,6 +53,10 @@ class EmbedderSettings(ModelSettings):
                 f"training.lora.dtype base is for LoRA on a language model, not for {self.type}:"
                 " leave it at float32."
             )
+
+    def check_sharded(self, problems: ValidationReport) -> None:
+        """Add a problem for each setting that does not go with the sharded weights of ZeRO-3 and
+        FSDP2."""
 
     def build(self, adapter: Path | None = None) -> Backbone:
         """Load the embedder, with the trained weights in `adapter`."""
@@ -131,6 +136,20 @@ class VlmSettings(EmbedderSettings):
             )
         if tuning.lora.dtype == "base":
             self._check_adapters_in_half(tuning)
+
+    def check_sharded(self, problems: ValidationReport) -> None:
+        """Add a problem for each setting that does not go with the sharded weights of ZeRO-3 and
+        FSDP2."""
+        for name, value, other in (
+            ("compile", self.compile, False),
+            ("quantization", self.quantization, "none"),
+        ):
+            if value != other:
+                problems.add(
+                    f"model.{name}",
+                    "is not available where weights are sharded (DeepSpeed ZeRO-3, FSDP2); set it"
+                    f" to {str(other).lower()}, or keep weights whole (ZeRO-2, DDP)",
+                )
 
     def _check_adapters_in_half(self, tuning: TuningSettings) -> None:
         ways = "or set training.lora.dtype float32."

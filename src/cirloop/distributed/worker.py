@@ -38,6 +38,7 @@ from cirloop.training.gradient_engine import seed_of
 from cirloop.training.health import NonFiniteBatch
 from cirloop.training.trainer import Trainer
 from cirloop.types import ImageId, QueryId, TrainSplit, UserError
+from cirloop.validation import ValidationReport
 
 logger = logging.getLogger("cirloop.distributed.worker")  # also when run as __main__
 BAD_BATCH = "bad_batch.json"
@@ -155,7 +156,10 @@ def train(job: TrainJob) -> None:
 def _train(job: TrainJob, config: RunConfig) -> None:
     data = config.open_data(DataPaths(config.data_dir, job.cache, progress, config.train_dir)).train
     accelerate = create_accelerator(config.runtime.hang_timeout_minutes)
-    _refuse_compiled_pieces(config, accelerate)
+    if is_sharded(accelerate):
+        problems = ValidationReport()
+        config.model.check_sharded(problems)
+        problems.raise_if_any()
     seed = seed_of(config.seed, "train", job.iteration)
     backbone: Any = config.model.build(job.parent)
     backbone.make_trainable(config.training, seed_of(config.seed, "lora"))
@@ -194,14 +198,6 @@ def _train(job: TrainJob, config: RunConfig) -> None:
         log = {"schema": 1, "steps": job.steps, "drawn": drawn, "rows": rows}
         write_json(job.output / "training_log.json", log)
     accelerate.free_memory()
-
-
-def _refuse_compiled_pieces(config: RunConfig, accelerate: Accelerator) -> None:
-    if getattr(config.model, "compile", False) and is_sharded(accelerate):
-        raise UserError(
-            "model.compile is not available where weights lie in pieces (DeepSpeed ZeRO-3, FSDP2)."
-            " Set model.compile false, or keep the weights whole (ZeRO-2, DDP)."
-        )
 
 
 def _batches(

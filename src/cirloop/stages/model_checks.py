@@ -40,11 +40,11 @@ def check_models(config: RunConfig, problems: ValidationReport) -> None:
         return
     runtime = config.runtime
     half = config.training.lora.dtype == "base"
+    kind, stage = _distributed_type(runtime.accelerate_config)
     if runtime.deepspeed is not None:
-        _check_deepspeed(runtime.deepspeed, problems)
-    kind = (
-        _distributed_type(runtime.accelerate_config) if runtime.deepspeed is None else "DEEPSPEED"
-    )
+        kind, stage = "DEEPSPEED", _check_deepspeed(runtime.deepspeed, problems)
+    if kind == "FSDP" or stage == 3:
+        config.model.check_sharded(problems)
     if half and kind in ("DEEPSPEED", "FSDP"):
         problems.add(
             "training.lora.dtype base",
@@ -55,22 +55,25 @@ def check_models(config: RunConfig, problems: ValidationReport) -> None:
             problems.add(f"training.{name}", "is not available under DeepSpeed; set it to 0")
 
 
-def _check_deepspeed(file: Path, problems: ValidationReport) -> None:
+def _check_deepspeed(file: Path, problems: ValidationReport) -> object:
     """Check the package, and that step checkpoints can be kept with the configuration `file`; that
-    it is there, another check does."""
+    it is there, another check does.
+
+    Return the stage of ZeRO, None where the file does not say one.
+    """
     if find_spec("deepspeed") is None:
         problems.add(
             "--deepspeed",
             "needs the package deepspeed (pip install 'cirloop[train]'); or leave it out",
         )
     if not file.is_file():
-        return
+        return None
     name = f"--deepspeed {file}"
     try:
         content = parse.parse_json(parse.read_text(file))
     except UserError as error:
         problems.add(name, f"{error}; give a file such as those of configs/deepspeed/")
-        return
+        return None
     zero = content.get("zero_optimization") if isinstance(content, dict) else None
     zero = zero if isinstance(zero, dict) else {}
     if zero.get("stage") not in (1, 2, 3):
@@ -86,18 +89,22 @@ def _check_deepspeed(file: Path, problems: ValidationReport) -> None:
             "zero_optimization.offload_optimizer.device is nvme, from which there are no step"
             " checkpoints; set it to cpu or none",
         )
+    return zero.get("stage")
 
 
-def _distributed_type(accelerate_config: Path | None) -> str | None:
-    """Return `distributed_type` of an accelerate config; None where it cannot be read, which
-    another check reports."""
+def _distributed_type(accelerate_config: Path | None) -> tuple[object, object]:
+    """Return `distributed_type` of an accelerate config and the stage of ZeRO; None where it does
+    not say one, or cannot be read, which another check reports."""
     if accelerate_config is None or not accelerate_config.is_file():
-        return None
+        return None, None
     try:
         content = parse.read_yaml(accelerate_config)
     except UserError:
-        return None
-    return content.get("distributed_type") if isinstance(content, dict) else None
+        return None, None
+    content = content if isinstance(content, dict) else {}
+    zero = content.get("deepspeed_config")
+    stage = zero.get("zero_stage") if isinstance(zero, dict) else None
+    return content.get("distributed_type"), stage
 
 
 def _check_flash(setting: str, problems: ValidationReport) -> None:
