@@ -189,14 +189,17 @@ def test_a_run_is_the_same_there(
         runner.run(RunConfig(experiment_dir=directory / "run", **settings))
         return tree(directory)
 
+    # which beside a function mode torch's multi-head attention does not take
+    monkeypatch.setattr(torch.backends.mha, "_is_fastpath_enabled", False)
     expected = run("cpu")
     simulate(monkeypatch.setattr)
     with SimulatedGpu() as gpu:
         there = run("gpu")
     assert there.keys() == expected.keys() and len(there) > 10
     assert len(gpu.kept) > 1000
-    # beside a function mode torch's own multi-head attention, which these have, takes another path
-    assert there == expected or name.startswith(("blip2", "clip"))
+    # blip2's last projection of one row hangs, in the last bit, on where its weights lie in memory:
+    # as they are in their file, or copied from there
+    assert there == expected or name == "blip2"
 
 
 def test_mining_finds_the_same_there(gpu: SimulatedGpu) -> None:
