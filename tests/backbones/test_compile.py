@@ -118,13 +118,10 @@ def test_layers_compiled_to_something_else_are_refused(
 
 
 @pytest.mark.full
-def test_without_a_compiler_the_way_out_is_said(
-    models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_compiler_the_way_out_is_said(models: dict[str, Path]) -> None:
     import torch._inductor.config as inductor
 
-    monkeypatch.setattr(inductor.cpp, "cxx", ("no-such-compiler",))
-    monkeypatch.setattr(inductor, "force_disable_caches", True)
     said = r"torch.compile does not work here: (.|\n)*g\+\+(.|\n)*model.compile false"
-    with pytest.raises(UserError, match=said):
+    missing = {"cpp.cxx": ("no-such-compiler",), "force_disable_caches": True}
+    with inductor.patch(missing), pytest.raises(UserError, match=said):
         settings("qwen2_vl", models, compile=True).build()
