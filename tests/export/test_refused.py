@@ -72,7 +72,7 @@ except ValueError as error:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--vectors"], "(?s)2 problems.*--experiment-dir: is needed: The run.*--output: is"),
+        (["--vectors"], "(?s)2 problems.*--experiment_dir: is needed: The run.*--output: is"),
         (["--vectors", "--format", "adapter"], "(?s)--format: Input should be 'npy' or 'parquet'"),
         (["--split", "val"], "--split"),
     ],
