@@ -229,6 +229,12 @@ WRONG: dict[str, tuple[Callable[[Path], object], str, str]] = {
         "--negatives-per-query 0",
         "--negatives-per-query: Input should be greater",
     ),
+    "index without search": (
+        nothing,
+        "--index.nprobe 3",
+        "settings: index: nprobe does nothing with search: exact\nAll flags: .*top_k --help",
+    ),
+    "no such part": (nothing, """--index {"foo":1}""", r"--index\.foo: unknown setting"),
     "no directory": (
         nothing,
         "--output none/out.json",

@@ -15,9 +15,12 @@ from cirloop.backbones import LoraSettings, Qwen2VLSettings
 from cirloop.config import recipes
 from cirloop.config.run import RunConfig
 from cirloop.config.runtime import Runtime
-from cirloop.stages import model_checks, preflight
+from cirloop.stages import model_checks, preflight, sharding_checks
 from cirloop.training import TrainingSettings
 from cirloop.validation import ValidationFailed, ValidationReport
+
+ZERO3 = Path(__file__).parents[2] / "configs/deepspeed/zero3.json"
+DEEPSPEED = "distributed_type: DEEPSPEED\ndeepspeed_config: "
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +41,7 @@ def adapters(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def problems_of(config: Any) -> str:
     found = ValidationReport()
     model_checks.check_models(config, found)
+    sharding_checks.check_sharding(config, found)
     return "\n".join(f"{row.where} {row.what}" for row in found.rows)
 
 
@@ -104,8 +108,10 @@ def test_adapters_in_half_precision_need_whole_weights(small: Any, tmp_path: Pat
         ("deepspeed", '{"zero_optimization": {"stage": 3}}', True),
         ("deepspeed", '{"zero_optimization": {"stage": 2}}', False),
         ("accelerate_config", "distributed_type: FSDP", True),
-        ("accelerate_config", "deepspeed_config: {zero_stage: 3}", True),
-        ("accelerate_config", "deepspeed_config: 3", False),
+        ("accelerate_config", f"{DEEPSPEED}{{zero_stage: 3}}", True),
+        ("accelerate_config", f"{DEEPSPEED}{{deepspeed_config_file: {ZERO3}}}", True),
+        ("accelerate_config", f"{DEEPSPEED}3", False),
+        ("accelerate_config", "deepspeed_config: {zero_stage: 3}", False),
         ("accelerate_config", "distributed_type: MULTI_CPU", False),
     ],
 )
@@ -118,10 +124,9 @@ def test_what_sharded_weights_do_not_allow_is_named(
         model=Qwen2VLSettings(compile=True, quantization="nf4"),
         runtime={name: tmp_path / "file"},
     )
-    problems = ValidationReport()
-    model_checks.check_models(config, problems)
-    found = {row.where for row in problems.rows if "weights are sharded" in row.what}
-    assert found == ({"model.compile", "model.quantization"} if refused else set())
+    found = problems_of(config)
+    for name in ("model.compile", "model.quantization"):
+        assert (f"{name} is not available where weights are sharded" in found) == refused
 
 
 @pytest.mark.parametrize("how", ["deepspeed", "accelerate_config"])
@@ -206,5 +211,5 @@ def test_a_long_narrow_image_has_the_tokens_that_its_tower_makes() -> None:
 
 def test_deepspeed_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     runtime = Runtime(deepspeed=recipes.CONFIGS / "deepspeed" / "zero2.json")
-    monkeypatch.setattr(model_checks, "find_spec", lambda name: None)
+    monkeypatch.setattr(sharding_checks, "find_spec", lambda name: None)
     assert "pip install 'cirloop[train]'" in problems_of(RunConfig(runtime=runtime))

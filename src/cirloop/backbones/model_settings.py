@@ -140,15 +140,15 @@ class VlmSettings(EmbedderSettings):
     def check_sharded(self, problems: ValidationReport) -> None:
         """Add a problem for each setting that does not go with the sharded weights of ZeRO-3 and
         FSDP2."""
-        for name, value, other in (
+        for name, value, required in (
             ("compile", self.compile, False),
             ("quantization", self.quantization, "none"),
         ):
-            if value != other:
+            if value != required:
                 problems.add(
                     f"model.{name}",
                     "is not available where weights are sharded (DeepSpeed ZeRO-3, FSDP2); set it"
-                    f" to {str(other).lower()}, or keep weights whole (ZeRO-2, DDP)",
+                    f" to {str(required).lower()}, or keep weights whole (ZeRO-2, DDP)",
                 )
 
     def _check_adapters_in_half(self, tuning: TuningSettings) -> None:

@@ -144,8 +144,10 @@ def parse(argv: Sequence[str]) -> tuple[EmbeddingMiningConfig, MiningSettings]:
         __doc__=EmbeddingMiningConfig.__doc__,
         **fields,
     )
+    help_flag = f"--query-embeddings x --strategy {chosen.strategy} --help"
+    parser = cli.Parser(prog=PROGRAM, description=model.__doc__, help_flag=help_flag)
     try:
-        options: EmbeddingMiningConfig = cli.parse(model, argv, PROGRAM)
+        options: EmbeddingMiningConfig = cli.parse(model, argv, parser)
         strategy = kind(
             negatives_per_query=options.negatives_per_query,
             **{name: getattr(options, name) for name in own},
@@ -154,8 +156,7 @@ def parse(argv: Sequence[str]) -> tuple[EmbeddingMiningConfig, MiningSettings]:
         mining["only_failed_queries"] = bool(mining["only_failed_queries"])
         return options, MiningSettings(strategy=strategy, **mining)
     except ValidationError as error:
-        help_command = f"{cli.program(PROGRAM)} --query-embeddings x --help"
-        raise cli.flag_errors(error, EmbeddingMiningConfig, help_command) from None
+        raise cli.flag_errors(error, model, f"{parser.prog} {help_flag}") from None
 
 
 def _device() -> str:

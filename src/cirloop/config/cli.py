@@ -16,6 +16,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from cirloop.config import errors
 from cirloop.config.base import FlagSettings
 from cirloop.config.suggestions import flags_like
 from cirloop.types import UserError
@@ -153,14 +154,11 @@ def flag_errors(
     """
     problems = ValidationReport(f"All flags: {help_command}")
     for row in error.errors():
-        name = ".".join(map(str, row["loc"]))
-        field = model.model_fields.get(name)
+        where, problem = errors.describe(row, model)
+        field = model.model_fields.get(where)
         if row["type"] == "missing":
             problem = f"is needed{f': {field.description}' if field else ''}"
-        else:
-            given = "" if row["input"] is None else f" (given: {row['input']!r:.200})"
-            problem = row["msg"].removeprefix("Value error, ") + given
-        flag = f"-{name}" if len(name) == 1 else f"--{name}"
-        kebab = model.model_config.get("cli_kebab_case")
-        problems.add(flag.replace("_", "-") if kebab else flag, problem)
+        if model.model_config.get("cli_kebab_case"):
+            where = where.replace("_", "-")
+        problems.add(f"--{where}" if row["loc"] else "settings", problem)
     return ValidationFailed(problems.rows, problems.remedies)

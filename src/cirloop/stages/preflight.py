@@ -19,6 +19,7 @@ from cirloop.monitoring import trackers
 from cirloop.monitoring.console import progress
 from cirloop.negatives.attributes.images import image_attributes
 from cirloop.stages.model_checks import check_disk, check_models, nearest_directory
+from cirloop.stages.sharding_checks import check_sharding
 from cirloop.types import EvalProtocol, EvalSplit, TrainSplit, UserError
 from cirloop.validation import ValidationFailed, ValidationReport
 
@@ -42,6 +43,8 @@ def check(config: RunConfig) -> Dataset:
         assert data is not None
         check_disk(config, data, problems)
     check_models(config, problems)
+    if config.trains:
+        check_sharding(config, problems)
     _check_stages(config, problems)
     _check_early_stopping(config, problems)
     _check_runtime(config.runtime, problems)
